@@ -1,0 +1,241 @@
+"""Fill data/: with the challenge's photos, or with a demo set that is drawn.
+
+    python data/prepare.py demo                      cars drawn into data/demo, a few seconds
+    python data/prepare.py carvana DIR_WITH_ZIPS     from train.zip and train_masks.zip
+    python data/prepare.py carvana DIR --download    fetch the two with the kaggle client first
+
+Both end in train_images, train_masks, val_images and val_masks. Everything is built aside and
+renamed when it is whole; a run that was killed goes on where it stopped. Exit codes: 0 done, 2 bad
+input.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
+from data.draw_demo import make_demo  # noqa: E402
+
+DATA = Path(__file__).resolve().parent
+VAL_FRACTION = 0.1  # of the challenge's cars
+COMPETITION = "carvana-image-masking-challenge"
+MAX_MEMBER_BYTES = 50_000_000  # of one file in a zip; the largest photo has 0.2 million
+FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
+NAME = "[0-9a-f]{12}_(?:0[1-9]|1[0-6])"  # car and view
+
+
+class BadInput(Exception):
+    """Something that the user can mend; printed without a traceback, exit code 2."""
+
+
+# The challenge's files ----------------------------------------------------------------------------
+
+
+def prepare_carvana(source, target=DATA):
+    """Copy the challenge's pairs into the four folders under `target`, split by car.
+
+    Args:
+        source: a folder with train.zip and train_masks.zip, or with both unzipped.
+
+    Every pair is decoded once and its sizes compared. Raises BadInput, with nothing changed in the
+    four folders, for anything that is not the challenge's.
+    """
+    source, target = Path(source), Path(target)
+    photos = list_source(source, "train", rf"({NAME})\.jpg")
+    masks = list_source(source, "train_masks", rf"({NAME})_mask\.gif")
+    alone = [f"train/{n}.jpg" for n in photos.keys() - masks.keys()]
+    alone += [f"train_masks/{n}_mask.gif" for n in masks.keys() - photos.keys()]
+    if alone:
+        raise BadInput(listing(f"{source}: photos and masks that do not pair", alone))
+
+    cars = {name.split("_")[0] for name in photos}
+    if len(cars) < 2:
+        raise BadInput(f"{source}: {len(cars)} cars, and the split needs two: get the whole files")
+    held_out = validation_cars(cars)
+    aside = target / ".carvana.partial"
+    there = [target / folder for folder in FOLDERS if (target / folder).exists()]
+    if there and not aside.exists():
+        raise BadInput(f"{there[0]}: exists already: move it away, or name another --output-dir")
+    # Where each folder is now: in its place, if a run was killed while it renamed them.
+    places = {f: target / f if (target / f).exists() else aside / f for f in FOLDERS}
+    for place in places.values():
+        place.mkdir(parents=True, exist_ok=True)
+
+    def copy(name):
+        side = "val" if name.split("_")[0] in held_out else "train"
+        photo = places[f"{side}_images"] / f"{name}.jpg"
+        mask = places[f"{side}_masks"] / f"{name}_mask.gif"
+        try:
+            if not photo.exists():
+                copy_pair(photos[name], masks[name], photo, mask)
+        except BadInput as problem:
+            return str(problem)
+
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(copy, sorted(photos))
+        progress = tqdm(results, "checking and copying", len(photos), unit=" pairs", disable=None)
+        problems = [problem for problem in progress if problem]
+    if problems:
+        raise BadInput(listing(f"{source}: files that are no pairs of the challenge", problems))
+
+    # Training photos last: a kill between these leaves nothing that train.py would start on.
+    for folder in reversed(FOLDERS):
+        os.replace(places[folder], target / folder)
+    aside.rmdir()
+    train, val = (len(os.listdir(target / f"{side}_images")) for side in ("train", "val"))
+    print(f"{target}: {train} pairs for training, {val} for validation")
+
+
+def list_source(source, folder, pattern):
+    """{name: function that reads the file} of one zip file, or of the same folder unzipped."""
+    archive = source / f"{folder}.zip"
+    if archive.exists():
+        try:
+            return list_zip(archive, folder, pattern)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise BadInput(f"{archive}: cannot be read ({error}): download it again") from None
+    if (source / folder).is_dir():
+        paths = [p for p in (source / folder).iterdir() if not p.name.startswith(".")]
+        return {member_name(p.name, pattern, source / folder): p.read_bytes for p in paths}
+    raise BadInput(
+        f"{source}: holds neither {archive.name} nor a folder {folder}: get the files from "
+        f"kaggle.com/c/{COMPETITION}/data, or add --download"
+    )
+
+
+def list_zip(archive, folder, pattern):
+    """list_source of a zip file. Raises BadInput for members that have no business there."""
+    opened = zipfile.ZipFile(archive)
+    members = {}
+    for info in opened.infolist():
+        if info.is_dir():
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1:
+            raise BadInput(
+                f"{archive}: {info.filename!r} is a link or encrypted: nothing was unpacked"
+            )
+        if not info.filename.startswith(f"{folder}/"):
+            raise BadInput(
+                f"{archive}: {info.filename!r} is not in {folder}/: nothing was unpacked; "
+                "this is not the challenge's file"
+            )
+        if info.file_size > MAX_MEMBER_BYTES:
+            raise BadInput(
+                f"{archive}: {info.filename!r} has {info.file_size} bytes: nothing was unpacked"
+            )
+        name = member_name(info.filename.removeprefix(f"{folder}/"), pattern, archive)
+        if name in members:
+            raise BadInput(f"{archive}: {info.filename!r} is in it twice: nothing was unpacked")
+        members[name] = lambda info=info: opened.read(info)
+    return members
+
+
+def member_name(file_name, pattern, where):
+    """A photo's name from its file's. Raises BadInput for all that is not a plain file name."""
+    found = re.fullmatch(pattern, file_name)
+    if not found:
+        raise BadInput(f"{where}: {file_name!r} is no file of the challenge: nothing was unpacked")
+    return found[1]
+
+
+def copy_pair(read_photo, read_mask, photo_path, mask_path):
+    """Decode a pair, compare the sizes, write both files, the photo last. Raises BadInput."""
+    contents, sizes = [], []
+    for read, path in ((read_photo, photo_path), (read_mask, mask_path)):
+        try:
+            contents.append(read())
+            with Image.open(io.BytesIO(contents[-1])) as image:
+                sizes.append(image.size)
+                image.draft(None, (1, 1))  # all of a JPEG is read, but little of it computed
+                image.load()
+        except Exception as error:  # a decoder fed with a broken file raises whatever it likes
+            raise BadInput(f"{path.name}: cannot be read ({error}): download it again") from None
+    if sizes[0] != sizes[1]:
+        raise BadInput(f"{photo_path.name}: {sizes[0]}, but its mask {sizes[1]}: download it again")
+    for path, content in ((mask_path, contents[1]), (photo_path, contents[0])):
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(content)
+        os.replace(part, path)
+
+
+def validation_cars(cars):
+    """The cars held out: those whose id's hash is below VAL_FRACTION, as in dataset.py."""
+    place = {
+        car: int.from_bytes(hashlib.blake2b(car.encode(), digest_size=8).digest(), "big")
+        for car in cars
+    }
+    first, *_, last = sorted(place, key=place.get)
+    return ({car for car in cars if place[car] / 2**64 < VAL_FRACTION} | {first}) - {last}
+
+
+def download(folder):
+    """Fetch the two zip files with the official client. Raises BadInput where it cannot."""
+    if shutil.which("kaggle") is None:
+        raise BadInput(
+            "the kaggle client is not installed: pip install kaggle, put your API token into "
+            f"~/.kaggle/kaggle.json and accept the rules on kaggle.com/c/{COMPETITION}/rules"
+        )
+    for name in ("train.zip", "train_masks.zip"):
+        if (Path(folder) / name).exists():
+            continue
+        command = ["kaggle", "competitions", "download", "-c", COMPETITION, "-f", name]
+        done = subprocess.run([*command, "-p", str(folder)], check=False)
+        if done.returncode:
+            raise BadInput(
+                f"{' '.join(command)} failed: is your API token in ~/.kaggle/kaggle.json, and are "
+                f"the rules accepted on kaggle.com/c/{COMPETITION}/rules?"
+            )
+
+
+def listing(what, problems):
+    """One message for several problems: the first ten, and how many there are."""
+    more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
+    return f"{what} ({len(problems)}):\n  " + "\n  ".join(sorted(problems)[:10] + more)
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="draw the demo set into data/demo")
+    carvana = commands.add_parser("carvana", help="unpack the challenge's photos and masks")
+    carvana.add_argument("source", metavar="DIR", help="where train.zip and train_masks.zip are")
+    carvana.add_argument("--download", action="store_true", help="fetch them into DIR first")
+    for command, default in ((demo, DATA / "demo"), (carvana, DATA)):
+        command.add_argument("--output-dir", metavar="DIR", default=default, type=Path)
+    args = parser.parse_args()
+    try:
+        if args.command == "demo":
+            if args.output_dir.exists():
+                raise BadInput(f"{args.output_dir}: exists already: remove it to draw it again")
+            make_demo(args.output_dir)
+            print(f"{args.output_dir}: photos and masks are drawn; now python train.py")
+        else:
+            if args.download:
+                download(args.source)
+            prepare_carvana(args.source, args.output_dir)
+    except (BadInput, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The network: a U-Net written from scratch.
+
+After Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image
+Segmentation" (https://arxiv.org/abs/1505.04597), with two changes that most later ones share:
+convolutions are padded, so that the mask has the photo's size, and each is followed by BatchNorm.
+`python model.py` prints the levels, their shapes and the parameter count.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class DoubleConv(nn.Module):
+    """Two 3x3 convolutions, each followed by BatchNorm and ReLU; height and width stay.
+
+    Shape: (N, in_channels, H, W) -> (N, out_channels, H, W).
+    """
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        # No bias in the convolutions: BatchNorm subtracts the mean and has a bias of its own.
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class UNet(nn.Module):
+    """Photo in, one logit a pixel out: a pixel belongs to the object where its logit is > 0.
+
+    Args:
+        in_channels: 3 for RGB photos, 1 for grey ones.
+        out_channels: 1 for a binary mask.
+        features: channels of each level on the way down; the bottleneck has twice the last.
+
+    Shape: (N, in_channels, H, W) -> (N, out_channels, H, W), for any H and W.
+    """
+
+    def __init__(self, in_channels=3, out_channels=1, features=(64, 128, 256, 512)):
+        super().__init__()
+        self.features = tuple(features)
+        # In the classic order: an optimizer's state counts the parameters in that of these lines.
+        self.ups = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
+
+        channels = in_channels
+        for feature in self.features:
+            self.downs.append(DoubleConv(channels, feature))
+            channels = feature
+
+        self.bottleneck = DoubleConv(channels, channels * 2)
+
+        # From the bottom up, each level's upsampling at 2i and its DoubleConv at 2i + 1.
+        channels *= 2
+        for feature in reversed(self.features):
+            self.ups.append(nn.ConvTranspose2d(channels, feature, kernel_size=2, stride=2))
+            self.ups.append(DoubleConv(feature * 2, feature))
+            channels = feature
+
+        self.final_conv = nn.Conv2d(channels, out_channels, kernel_size=1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        x = pad_to(x, max(height, self.smallest_side), max(width, self.smallest_side))
+
+        skips = []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+            x = self.pool(x)  # an odd last row or column is dropped here ...
+
+        x = self.bottleneck(x)
+
+        for upsample, double_conv in zip(self.ups[::2], self.ups[1::2], strict=True):
+            skip = skips.pop()
+            x = pad_to(upsample(x), *skip.shape[2:])  # ... and made up for here
+            x = double_conv(torch.cat((skip, x), dim=1))
+
+        return self.final_conv(x)[..., :height, :width]  # (N, out_channels, H, W), logits
+
+    @property
+    def smallest_side(self):
+        """Pixels below which the bottleneck would have none; smaller photos are padded to it."""
+        return 2 ** len(self.features)
+
+
+def pad_to(x, height, width):
+    """Add zeros at the right and the bottom, (N, C, H, W) -> (N, C, height, width).
+
+    Called whether or not there is anything to add: an `if` on shapes would be frozen into an
+    exported graph.
+    """
+    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
+
+
+def describe(model, height=160, width=240):
+    """The model as a table: each level's layer and the shape of its output for one photo."""
+    rows = []
+
+    def note_shape(name):
+        def hook(module, inputs, output):
+            shape = " x ".join(map(str, output.shape[1:]))
+            rows.append(f"{name:<12}{type(module).__name__:<18}{shape}")
+
+        return hook
+
+    in_channels = model.downs[0].conv[0].in_channels
+    levels = (DoubleConv, nn.ConvTranspose2d)
+    hooks = [
+        module.register_forward_hook(note_shape(name))
+        for name, module in model.named_modules()
+        if isinstance(module, levels) or module is model.final_conv
+    ]
+    with torch.inference_mode():
+        model(torch.zeros(1, in_channels, height, width))
+    for hook in hooks:
+        hook.remove()
+
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return "\n".join(
+        [
+            f"{'level':<12}{'layer':<18}output (channels x height x width)",
+            f"{'input':<30}{in_channels} x {height} x {width}",
+            *rows,
+            f"{parameters:,} parameters",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(describe(UNet().eval()))

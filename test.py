@@ -1,0 +1,195 @@
+"""Evaluate a checkpoint on photos with masks.
+
+    python test.py                                     the run's own validation photos
+    python test.py --image-dir DIR --mask-dir DIR      other photos
+    python test.py --full-size --csv scores.csv        at the photos' own size, a row for each
+
+Network, size, normalization and threshold come from the checkpoint. Prints the two classic lines,
+loss, IoU and the worst photos; draws the best, the median and the worst into saved_images/.
+"""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from dataset import (
+    BadInput,
+    CarvanaDataset,
+    find_pairs,
+    first_pass,
+    get_eval_transform,
+    make_loader,
+    read_mask,
+    split_by_car,
+    write_aside,
+)
+from utils import (
+    BEST_CHECKPOINT,
+    CHECKPOINT,
+    Parser,
+    autocast,
+    build_model,
+    draw_panel,
+    load_checkpoint,
+    pick_device,
+    report_accuracy,
+    run_script,
+    save_picture,
+    score_loader,
+)
+
+ROOT = Path(__file__).resolve().parent
+
+# Where a classic checkpoint, which does not say, has its validation photos.
+CLASSIC_FOLDERS = {
+    "train_img_dir": "data/train_images",
+    "train_mask_dir": "data/train_masks",
+    "val_img_dir": "data/val_images",
+    "val_mask_dir": "data/val_masks",
+}
+WORST = 10  # photos listed
+
+
+def get_args_parser():
+    parser = Parser(prog="test.py", description="Evaluate a checkpoint on photos with masks.")
+    group = parser.add_argument_group("what")
+    group.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help=f"{BEST_CHECKPOINT}, or else {CHECKPOINT}, of --output-dir where none is named",
+    )
+    group.add_argument(
+        "--image-dir", metavar="DIR", help="photos; without, the run's own validation photos"
+    )
+    group.add_argument("--mask-dir", metavar="DIR", help="their masks")
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--full-size",
+        action="store_true",
+        help="score at the photos' own size, as the challenge does: logits are scaled up",
+    )
+    group.add_argument("--batch-size", type=int, default=16, help="photos at once (default: 16)")
+    group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
+    group = parser.add_argument_group("results")
+    group.add_argument("--csv", metavar="FILE", help="write one row a photo")
+    group.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        default=ROOT,
+        type=Path,
+        help="where the run's files are and saved_images/ goes (default: the repository)",
+    )
+    return parser
+
+
+def find_checkpoint(args):
+    """The checkpoint named, else the run's best, else its latest."""
+    if args.checkpoint:
+        return args.checkpoint
+    best = args.output_dir / BEST_CHECKPOINT
+    return os.path.relpath(best if best.exists() else args.output_dir / CHECKPOINT)
+
+
+def find_test_pairs(args, checkpoint):
+    """The pairs to score: those of the folders named, else the run's validation photos."""
+    if bool(args.image_dir) != bool(args.mask_dir):
+        raise BadInput("--image-dir and --mask-dir belong together: name both")
+    if args.image_dir:
+        return find_pairs(args.image_dir, args.mask_dir)
+
+    folders = checkpoint.get("settings", CLASSIC_FOLDERS)
+    train, train_masks, val, val_masks = (
+        folders[name] and os.path.relpath(ROOT / folders[name]) for name in CLASSIC_FOLDERS
+    )
+    if val is not None and (os.path.isdir(val) or "settings" in checkpoint):
+        return find_pairs(val, val_masks)
+    return split_by_car(find_pairs(train, train_masks), checkpoint.get("val_fraction", 0.1))[1]
+
+
+class FullSizeMasks(Dataset):
+    """A dataset whose photos have the network's size and whose masks have their own."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image, _ = self.dataset[index]
+        mask = read_mask(self.dataset.pairs[index].mask)
+        return image, torch.from_numpy(mask).float()[None]
+
+
+def write_csv(path, names, scores):
+    """One row a photo: its name and scores."""
+    columns = ["loss", "accuracy", "dice", "iou"]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["photo", *columns])
+    writer.writerows(zip(names, *(scores[column].tolist() for column in columns), strict=True))
+    with write_aside(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def draw_extremes(dataset, model, order, checkpoint, device, folder):
+    """Panels of the best, the median and the worst photo; `order` sorts them from worst to best."""
+    chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
+    for title, index in chosen.items():
+        image, mask = dataset[index]
+        with torch.inference_mode(), autocast(device):
+            logits = model(image[None].to(device))[0].float().cpu()
+        panel = draw_panel(
+            f"{title}: {dataset.names[index]}",
+            image,
+            mask,
+            logits,
+            checkpoint["threshold"],
+            checkpoint["normalization"],
+        )
+        save_picture(panel, folder / f"test_{title}.png")
+
+
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+    filename = find_checkpoint(args)
+    checkpoint = load_checkpoint(filename)
+    device = pick_device(args.device)
+    model = build_model(checkpoint, filename, device)
+
+    size = tuple(checkpoint["image_size"])
+    channels = checkpoint["model"]["in_channels"]
+    pairs = find_test_pairs(args, checkpoint)
+    first_pass(pairs, size, channels, cache=False)
+    transform = get_eval_transform(*size, **checkpoint["normalization"])
+    dataset = CarvanaDataset(None, None, transform, size=size, channels=channels, pairs=pairs)
+    print(f"{filename}: {len(pairs)} photos at {size[0]}x{size[1]} on {device}")
+
+    if args.full_size:  # masks of different sizes make no batch
+        loader = make_loader(FullSizeMasks(dataset), batch_size=1)
+    else:
+        loader = make_loader(dataset, args.batch_size)
+    scores = score_loader(loader, model, device, checkpoint["threshold"])
+    means = report_accuracy(scores)
+    print(f"loss {means['loss']:.5f}, IoU {means['iou']:.5f}")
+
+    order = scores["dice"].argsort().tolist()
+    print("worst photos:")
+    for index in order[:WORST]:
+        print(f"  {scores['dice'][index]:.5f}  {dataset.names[index]}")
+    if args.csv:
+        write_csv(args.csv, dataset.names, scores)
+    folder = args.output_dir / "saved_images"
+    draw_extremes(dataset, model, order, checkpoint, device, folder)
+    print(
+        f"panels of the worst, the median and the best photo: {os.path.relpath(folder)}/test_*.png"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,69 @@
+"""What the tests share: small photos and masks on disk, and a way to call a script."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import utils
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def draw_pair(rng, size):
+    """A bright ellipse on a dark, noisy ground: (photo, RGB; mask, grey of 0 and 255)."""
+    width, height = size
+    x, y = rng.uniform(0.3, 0.7) * width, rng.uniform(0.3, 0.7) * height
+    box = (x - 0.25 * width, y - 0.25 * height, x + 0.25 * width, y + 0.25 * height)
+    mask = Image.new("L", size)
+    ImageDraw.Draw(mask).ellipse(box, 255)
+    photo = rng.integers(0, 90, (height, width, 3)).astype(np.uint8)
+    photo[np.asarray(mask) > 0] += rng.integers(80, 160, 3).astype(np.uint8)
+    return Image.fromarray(photo), mask
+
+
+def write_pairs(folder, cars=5, views=2, size=(72, 48), side="train", seed=0):
+    """Write pairs named as the challenge's into folder/train_images and folder/train_masks."""
+    rng = np.random.default_rng(seed)
+    images, masks = folder / f"{side}_images", folder / f"{side}_masks"
+    images.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(exist_ok=True)
+    for car in range(cars):
+        for view in range(1, views + 1):
+            name = f"{seed * 1000 + car:012x}_{view:02d}"
+            photo, mask = draw_pair(rng, size)
+            photo.save(images / f"{name}.jpg", quality=95)
+            mask.save(masks / f"{name}_mask.gif")
+    return images, masks
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with train_images and train_masks: five cars, two photos each."""
+    write_pairs(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def call(capsys):
+    """Call a script as the shell would: call(train.main, *flags) -> (code, stdout, stderr)."""
+
+    def call(main, *argv):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            utils.run_script(lambda: main([str(arg) for arg in argv]))
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def carvana():
+    """The folder of real photos that CARVANA_DIR names."""
+    folder = os.environ.get("CARVANA_DIR")
+    if not folder or not os.path.isdir(folder):
+        pytest.skip("CARVANA_DIR names no folder of real photos")
+    return Path(folder)

@@ -1,0 +1,351 @@
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT, write_pairs
+from PIL import Image
+
+import dataset
+import test as evaluation
+import train
+from data import draw_demo, prepare
+from utils import load_checkpoint, save_checkpoint
+
+SMALL = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --device cpu".split()
+COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
+
+
+@pytest.fixture
+def fit(call, data, tmp_path):
+    """Train a small network on `data`: fit(folder, *flags) -> (code, stdout, stderr)."""
+
+    def fit(folder, *flags):
+        folders = ["--data-dir", data, "--output-dir", tmp_path / folder]
+        return call(train.main, *folders, *SMALL, "--lr", "1e-2", *flags)
+
+    return fit
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(a, b):
+    """Two trees of dicts, lists, tensors and plain values are equal to the last bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key not in ("seconds", "photos_per_second"):
+                assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def assert_same_run(a, b):
+    first, second = load_checkpoint(a / train.CHECKPOINT), load_checkpoint(b / train.CHECKPOINT)
+    for checkpoint in (first, second):
+        for name in ("num_workers", "cache", "cache_dir", "num_epochs"):
+            checkpoint["settings"].pop(name)
+    assert_same(first, second)
+
+
+def test_a_run_learns_and_leaves_all_its_files(fit, tmp_path):
+    code, out, err = fit("run", "--epochs", 40)
+    assert code == 0, err
+    run = tmp_path / "run"
+    best = load_checkpoint(run / train.BEST_CHECKPOINT)
+    latest = load_checkpoint(run / train.CHECKPOINT)
+    assert latest["epoch"] == 40 and best["epoch"] <= 40
+    table = rows(run)
+    assert list(table[0])[:9] == COLUMNS.split()
+    assert [int(row["epoch"]) for row in table] == list(range(1, 41))
+    dices = [float(row["dice"]) for row in table]
+    assert max(dices) > 0.9 and best["best_dice"] == max(dices)
+    pictures = {path.name for path in (run / "saved_images").iterdir()}
+    assert {"pred_0.png", "gt_0.png", "training_curves.png"} <= pictures
+    assert any(name.startswith("panel_") for name in pictures)
+    assert out.count("Dice score: ") == 40 and f"{max(dices):.5f}" in out.splitlines()[-5]
+    assert "training_curves.png" in out and "python test.py" in out
+
+
+def test_a_resumed_run_ends_in_the_same_weights_as_one_never_stopped(fit, tmp_path):
+    fit("whole", "--epochs", 4, "--step-size", 3)
+    fit("parts", "--epochs", 2, "--step-size", 3)
+    code, out, _ = fit("parts", "--epochs", 4, "--step-size", 3, "--load-model")
+    assert code == 0
+    assert "num_epochs: 4, as given, instead of the checkpoint's 2" in out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert {k: a[k] for k in list(a)[:7]} == {k: b[k] for k in list(b)[:7]}
+    rates = [float(row["learning_rate"]) for row in rows(tmp_path / "parts")]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001])
+
+
+def test_a_run_does_not_depend_on_workers_or_cache(fit, tmp_path):
+    fit("plain", "--epochs", 2)
+    fit("workers", "--epochs", 2, "--num-workers", 2)
+    fit("uncached", "--epochs", 2, "--no-cache")
+    assert_same_run(tmp_path / "plain", tmp_path / "workers")
+    assert_same_run(tmp_path / "plain", tmp_path / "uncached")
+
+
+def test_seeds_differ(fit, tmp_path):
+    fit("a", "--epochs", 1, "--seed", 1)
+    fit("b", "--epochs", 1, "--seed", 2)
+    assert rows(tmp_path / "a")[0]["val_loss"] != rows(tmp_path / "b")[0]["val_loss"]
+
+
+def test_resuming_without_a_checkpoint_starts_afresh_and_says_so(fit, tmp_path):
+    code, out, _ = fit("run", "--epochs", 1, "--load-model")
+    assert code == 0 and "no checkpoint to go on with" in out and len(rows(tmp_path / "run")) == 1
+
+
+def test_resuming_a_finished_run_says_so(fit, tmp_path):
+    fit("run", "--epochs", 1)
+    before = (tmp_path / "run" / train.CHECKPOINT).read_bytes()
+    code, out, _ = fit("run", "--load-model", "--epochs", 1)
+    assert code == 0 and "--epochs 2 would go on" in out
+    assert (tmp_path / "run" / train.CHECKPOINT).read_bytes() == before
+
+
+def test_resuming_takes_settings_from_the_checkpoint(call, fit, tmp_path):
+    fit("run", "--epochs", 1)
+    flags = ["--output-dir", tmp_path / "run", "--load-model", "--epochs", 2, "--lr", "0.003"]
+    code, out, err = call(train.main, *flags)
+    assert code == 0, err
+    assert "learning_rate: 0.003, as given, instead of the checkpoint's 0.01" in out
+    assert [row["learning_rate"] for row in rows(tmp_path / "run")] == ["0.01", "0.003"]
+
+
+def test_a_constant_edited_between_two_runs_counts_as_given(fit, tmp_path, monkeypatch, call):
+    fit("run")
+    monkeypatch.setattr(train, "NUM_EPOCHS", 11)
+    monkeypatch.setattr(train, "LOAD_MODEL", True)
+    code, out, _ = call(train.main, "--output-dir", tmp_path / "run")
+    assert code == 0 and "num_epochs: 11, as given, instead of the checkpoint's 10" in out
+    assert len(rows(tmp_path / "run")) == 11
+
+
+def test_a_classic_checkpoint_is_gone_on_with(call, data, tmp_path):
+    model = train.UNet(features=(4, 8))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    model(torch.rand(2, 3, 32, 32)).mean().backward()
+    optimizer.step()
+    state = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(state, tmp_path / train.CHECKPOINT)
+    flags = ["--data-dir", data, "--output-dir", tmp_path, "--load-model", "--epochs", 1]
+    code, out, err = call(train.main, *flags, "--device", "cpu")
+    assert code == 0, err
+    assert "features 4 8" in out and "160x240" in out
+
+
+def test_an_earlier_run_is_moved_aside_never_overwritten(fit, tmp_path):
+    run = tmp_path / "run"
+    contents = []
+    for _ in range(3):
+        code, out, _ = fit("run", "--epochs", 1, "--seed", len(contents))
+        contents.append((run / train.CHECKPOINT).read_bytes())
+        assert ("add --load-model" in out) == (len(contents) > 1)
+    assert (run / f"{train.CHECKPOINT}.previous").read_bytes() == contents[0]
+    assert (run / f"{train.CHECKPOINT}.2.previous").read_bytes() == contents[1]
+    assert (run / "metrics.csv.2.previous").exists()
+    assert (run / "saved_images.2.previous" / "training_curves.png").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(fit, tmp_path):
+    fit("run", "--epochs", 1)
+    before = (tmp_path / "run" / train.CHECKPOINT).read_bytes()
+    code, _, err = fit("run", "--epochs", 3, "--load-model", "--lr", "1e30")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    assert re.search(r"since step \d+ of epoch 2", err) and "holds the run up to" in err
+    assert (tmp_path / "run" / train.CHECKPOINT).read_bytes() == before
+    assert torch.load(tmp_path / "run" / train.CHECKPOINT, weights_only=True)["epoch"] == 1
+
+
+def test_a_grey_network_is_trained_and_evaluated(call, data, tmp_path):
+    flags = "--in-channels 1 --image-height 128 --image-width 128 --features 64 128".split()
+    run = ["--output-dir", tmp_path / "run", "--device", "cpu"]
+    code, out, err = call(train.main, "--data-dir", data, *run, *flags, "--epochs", 1)
+    assert code == 0 and "1,862," in out, err
+    code, out, err = call(evaluation.main, *run)
+    assert code == 0 and "128x128" in out and "Dice score" in out, err
+
+
+# Stopped from outside
+
+
+def start(data, run, *flags):
+    command = [sys.executable, "train.py", "--data-dir", data, "--output-dir", run, *SMALL]
+    return subprocess.Popen(
+        [*command, "--lr", "1e-2", *map(str, flags)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for_epoch(process, number):
+    for line in process.stdout:
+        if line.startswith(f"epoch {number}/"):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(data, tmp_path, workers):
+    process = start(data, tmp_path / "run", "--epochs", 5000, "--num-workers", workers)
+    wait_for_epoch(process, 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "To go on: python train.py --data-dir" in err and "--load-model" in err
+    assert load_checkpoint(tmp_path / "run" / train.CHECKPOINT)["epoch"] >= 1
+
+
+def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, tmp_path):
+    fit("whole", "--epochs", 6)
+    process = start(data, tmp_path / "killed", "--epochs", 6)
+    wait_for_epoch(process, 2)
+    process.kill()
+    process.communicate()
+    code, _, err = fit("killed", "--epochs", 6, "--load-model")
+    assert code == 0, err
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert [row["epoch"] for row in rows(tmp_path / "killed")] == list("123456")
+
+
+# Bad input: exit code 2, one line, and nothing of the run on disk
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ("--features 0", "no whole number"),
+        ("--features", "expected at least one argument"),
+        ("--features a", "no whole number"),
+        ("--image-height 0", "no whole number from 1"),
+        ("--image-width 1.5", "no whole number"),
+        ("--image-height 3", "must be at least 4"),
+        ("--in-channels 2", "invalid choice"),
+        ("--batch-size 0", "no whole number"),
+        ("--lr 0", "no number above 0"),
+        ("--lr nan", "no number above 0"),
+        ("--epochs -1", "no whole number"),
+        ("--device nonsense", "--device nonsense: cannot be used here"),
+        ("--train-img-dir nowhere --train-mask-dir nowhere", "nowhere: no such folder"),
+        ("--val-img-dir nowhere --val-mask-dir nowhere", "nowhere: no such folder"),
+        ("--nonsense", "unrecognized arguments"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(fit, tmp_path, flags, line):
+    code, out, err = fit("run", *flags.split())
+    assert code == 2 and line in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_photos_leave_an_earlier_run_alone(fit, data, tmp_path):
+    fit("run", "--epochs", 1)
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    photo = next((data / "train_images").iterdir())
+    photo.write_bytes(photo.read_bytes()[:-300])
+    code, _, err = fit("run", "--epochs", 1)
+    assert code == 2 and photo.name in err and "truncated" in err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_other_features_than_the_checkpoints_are_refused(fit):
+    fit("run", "--epochs", 1)
+    code, _, err = fit("run", "--load-model", "--features", 4, 8, 16)
+    assert code == 2 and "the checkpoint's network has [4, 8]" in err
+
+
+def test_a_broken_checkpoint_is_refused_and_stays(fit, tmp_path):
+    fit("run", "--epochs", 1)
+    path = tmp_path / "run" / train.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-1000])
+    before = path.read_bytes()
+    code, _, err = fit("run", "--load-model")
+    assert code == 2 and "cut off" in err and path.read_bytes() == before
+
+
+# Where the photos come from
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """An empty repository, as train.py and test.py see it."""
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr(evaluation, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_without_data_a_demo_is_drawn_trained_and_evaluated(call, repository, monkeypatch):
+    monkeypatch.setattr(draw_demo, "CARS", 3)
+    monkeypatch.setattr(draw_demo, "VAL_CARS", 1)
+    code, out, err = call(train.main, "--epochs", 1, "--image-width", 96, "--device", "cpu")
+    assert code == 0, err
+    assert "drawing a demo set into" in out and "128x96" in out and "features 8 16 32 64" in out
+    assert len(os.listdir(repository / "data/demo/train_images")) == 32
+    run = ["--output-dir", repository]
+    code, out, err = call(evaluation.main, *run, "--device", "cpu")
+    assert code == 0 and "16 photos at 128x96" in out, err
+    code, out, err = call(train.main, "--load-model", "--epochs", 2)
+    assert code == 0 and "drawing" not in out and "Epochs 2 to 2" in out, err
+
+
+def test_photos_of_the_users_are_never_mixed_with_the_demo(call, repository):
+    write_pairs(repository / "data")
+    code, out, err = call(train.main, *SMALL, "--epochs", 1)
+    assert code == 0 and "demo" not in out and not (repository / "data/demo").exists(), err
+    shutil.rmtree(repository / "data" / "train_masks")
+    code, _, err = call(train.main, *SMALL, "--epochs", 1)
+    assert code == 2 and "train_masks: no such folder" in err
+    assert not (repository / "data/demo").exists()
+
+
+def test_test_py_scores_the_cars_that_training_held_out(call, repository, tmp_path):
+    write_pairs(repository / "data", cars=30)
+    code, out, err = call(train.main, *SMALL, "--epochs", 1)
+    held_out = int(re.search(r"(\d+) for validation", out)[1])
+    printed = re.search(r"Got .*\nDice score.*", out)[0]
+    code, out, err = call(evaluation.main, "--output-dir", repository, "--device", "cpu")
+    assert f"{held_out} photos" in out and printed in out, err
+
+
+def test_real_photos_go_through_prepare_train_and_test(call, carvana, tmp_path, capsys):
+    for name in ("train", "train_masks"):  # two of the cars
+        with zipfile.ZipFile(carvana / "kaggle" / f"{name}.zip") as archive:
+            members = [m for m in archive.namelist() if not m.endswith("/")]
+            cars = sorted({os.path.basename(m).split("_")[0] for m in members})[:2]
+            kept = [m for m in members if os.path.basename(m).split("_")[0] in cars]
+            with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as smaller:
+                for member in kept:
+                    smaller.writestr(member, archive.read(member))
+    prepare.prepare_carvana(tmp_path, tmp_path / "data")
+    run = ["--output-dir", tmp_path / "run", "--device", "cpu"]
+    flags = "--features 4 8 --image-height 80 --image-width 120 --batch-size 4 --lr 1e-2 --epochs 3"
+    code, out, err = call(train.main, "--data-dir", tmp_path / "data", *run, *flags.split())
+    assert code == 0 and "16 for training, 16 for validation" in out, err
+    code, out, err = call(evaluation.main, *run, "--full-size")
+    assert code == 0 and f"/{16 * 1918 * 1280} with acc" in out, err
+    with Image.open(tmp_path / "run/saved_images/test_worst.png") as panel:
+        assert panel.width == 4 * 120
+    photo = dataset.read_photo(next((tmp_path / "data/train_images").iterdir()))
+    assert photo.shape == (1280, 1918, 3)

@@ -1,0 +1,581 @@
+"""Train the U-Net: photos and masks in, a checkpoint, a table, curves and pictures out.
+
+    python train.py                                  the constants below; without data, a drawn demo
+    python train.py --data-dir DIR                   photos and masks in DIR/train_images, ...
+    python train.py --load-model                     go on where the last run stopped
+    python train.py --epochs 20 --batch-size 8 --lr 3e-4
+
+Every constant below is also a flag; `python train.py --help` lists them.
+"""
+
+import argparse
+import errno
+import math
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from data import prepare
+from dataset import VAL_FRACTION, BadInput, cpu_count, get_loaders, make_loader
+from model import UNet
+from utils import (
+    BEST_CHECKPOINT,
+    CHECKPOINT,
+    CLASSIC,
+    Parser,
+    amp_dtype,
+    autocast,
+    check_accuracy,
+    load_checkpoint,
+    load_weights,
+    pick_device,
+    run_script,
+    save_checkpoint,
+    save_curves,
+    save_metrics,
+    save_predictions_as_imgs,
+)
+
+ROOT = Path(__file__).resolve().parent  # paths in the constants below start here
+
+TRAIN_IMG_DIR = "data/train_images"
+TRAIN_MASK_DIR = "data/train_masks"
+VAL_IMG_DIR = "data/val_images"  # if there is none, a tenth of the training cars is held out
+VAL_MASK_DIR = "data/val_masks"
+OUTPUT_DIR = "."
+CACHE_DIR = None  # where decoded photos are kept; None: in .cache beside the photos' folder
+CACHE = True  # False decodes every photo again every epoch
+
+IMAGE_HEIGHT = 160  # 1280 originally
+IMAGE_WIDTH = 240  # 1918 originally
+IN_CHANNELS = 3  # 1: grey photos
+FEATURES = (64, 128, 256, 512)  # channels of each level; (16, 32, 64, 128) is 16 times smaller
+
+LEARNING_RATE = 1e-4
+BATCH_SIZE = 16
+NUM_EPOCHS = 10
+STEP_SIZE = 0  # epochs until the learning rate is multiplied by GAMMA; 0: never
+GAMMA = 0.1
+SEED = 42
+
+LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
+DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
+NUM_WORKERS = (
+    None  # processes that load data; None: one a core for a GPU, 0 on a CPU, busy as it is
+)
+PIN_MEMORY = True
+
+# What differs for the demo set, so that a laptop without a GPU is through in minutes.
+DEMO = {
+    "train_img_dir": "data/demo/train_images",
+    "train_mask_dir": "data/demo/train_masks",
+    "val_img_dir": "data/demo/val_images",
+    "val_mask_dir": "data/demo/val_masks",
+    "image_height": 128,
+    "image_width": 192,
+    "features": (8, 16, 32, 64),
+    "batch_size": 8,
+    "learning_rate": 2e-3,
+    "step_size": 9,
+    "num_epochs": 12,
+}
+
+FOLDERS = ("train_img_dir", "train_mask_dir", "val_img_dir", "val_mask_dir")
+NOT_SAVED = ("load_model", "output_dir")  # settings of one call, not of the run
+PICTURES = 16  # validation photos that are drawn after each epoch
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+def get_args_parser(given_only=False):
+    """Every constant above as a flag of its name, some with a shorter one too.
+
+    With `given_only`, flags that are not given leave no trace in what is parsed.
+    """
+    parser = Parser(
+        prog="train.py",
+        description="Train the U-Net. The defaults are the constants at the top of train.py.",
+    )
+
+    def flag(group, constant, help, *aliases, **kwargs):
+        name = "--" + constant.lower().replace("_", "-")
+        default = globals()[constant]
+        if default is not None:
+            help += f" (default: {' '.join(map(str, np.atleast_1d(default)))})"
+        kwargs |= {"default": argparse.SUPPRESS if given_only else default, "help": help}
+        group.add_argument(name, *aliases, dest=constant.lower(), **kwargs)
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="the four folders below under DIR",
+    )
+    flag(group, "TRAIN_IMG_DIR", "training photos", metavar="DIR")
+    flag(group, "TRAIN_MASK_DIR", "their masks", metavar="DIR")
+    flag(group, "VAL_IMG_DIR", "validation photos; without, cars are held out", metavar="DIR")
+    flag(group, "VAL_MASK_DIR", "their masks", metavar="DIR")
+    flag(group, "IMAGE_HEIGHT", "photos are scaled to it", type=whole(1, 16384), metavar="N")
+    flag(group, "IMAGE_WIDTH", "photos are scaled to it", type=whole(1, 16384), metavar="N")
+    flag(group, "CACHE", "keep decoded photos on disk", action=argparse.BooleanOptionalAction)
+    flag(group, "CACHE_DIR", "where to keep them: .cache beside the photos' folder", metavar="DIR")
+    flag(
+        group,
+        "NUM_WORKERS",
+        "processes that load data: one a core for a GPU, none on a CPU",
+        type=whole(0, 1024),
+        metavar="N",
+    )
+
+    group = parser.add_argument_group("network")
+    flag(group, "FEATURES", "channels of each level", type=whole(1, 8192), nargs="+", metavar="N")
+    flag(group, "IN_CHANNELS", "3 for RGB, 1 for grey", type=int, choices=(1, 3))
+
+    group = parser.add_argument_group("training")
+    flag(
+        group, "NUM_EPOCHS", "passes over the photos", "--epochs", type=whole(1, 10**6), metavar="N"
+    )
+    flag(group, "BATCH_SIZE", "photos a step", "--batchsize", type=whole(1, 65536), metavar="N")
+    flag(group, "LEARNING_RATE", "Adam's", "--lr", type=above_zero, metavar="X")
+    flag(
+        group,
+        "STEP_SIZE",
+        "multiply the learning rate by --gamma after so many epochs; 0: never",
+        "--stepsize",
+        type=whole(0, 10**6),
+        metavar="N",
+    )
+    flag(group, "GAMMA", "see --step-size", type=above_zero, metavar="X")
+    flag(group, "SEED", "of weights, order and augmentation", type=whole(0, 2**32 - 1), metavar="N")
+
+    group = parser.add_argument_group("run")
+    flag(
+        group,
+        "LOAD_MODEL",
+        "go on where the last run stopped",
+        action=argparse.BooleanOptionalAction,
+    )
+    flag(group, "OUTPUT_DIR", "where checkpoints, metrics.csv and pictures go", metavar="DIR")
+    flag(group, "DEVICE", "cuda, mps or cpu; auto: the first of them that is there")
+    flag(group, "PIN_MEMORY", "faster copies to CUDA", action=argparse.BooleanOptionalAction)
+    return parser
+
+
+def whole(least, most):
+    """An argparse type: a whole number within bounds."""
+
+    def parse(text):
+        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def above_zero(text):
+    """An argparse type: a number above zero."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
+def read_flags(argv):
+    """(constants, given): all settings as the constants have them, and those the user typed."""
+    defaults = vars(get_args_parser().parse_args([]))
+    given = vars(get_args_parser(given_only=True).parse_args(argv))
+    for name in (*FOLDERS, "data_dir", "output_dir", "cache_dir"):
+        if name in given:
+            given[name] = os.path.abspath(given[name])
+
+    if data_dir := given.pop("data_dir", None):
+        folders = {name: os.path.join(data_dir, Path(defaults[name]).name) for name in FOLDERS}
+        if not os.path.isdir(folders["val_img_dir"]):
+            folders |= {"val_img_dir": None, "val_mask_dir": None}
+        given = folders | given
+    elif "train_img_dir" in given or "train_mask_dir" in given:
+        # Photos of the user's own are not validated on whatever lies in data/val_images.
+        given = {"val_img_dir": None, "val_mask_dir": None} | given
+    return {name: plain(value) for name, value in defaults.items()}, given
+
+
+def plain(value):
+    """A tuple as the list that a checkpoint gives back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def choose_settings(defaults, given, checkpoint):
+    """All settings: as given, else as the checkpoint has them, else as the demo's or the constants.
+
+    A constant edited since the checkpoint was written counts as given. Raises BadInput where the
+    network cannot be the checkpoint's.
+    """
+    if checkpoint is None:
+        return argparse.Namespace(**defaults | starting_settings(defaults, given) | given)
+
+    height, width = checkpoint["image_size"]
+    saved = {
+        "image_height": height,
+        "image_width": width,
+        "features": checkpoint["model"]["features"],
+        "in_channels": checkpoint["model"]["in_channels"],
+    } | checkpoint.get("settings", starting_settings(defaults, given))
+    before = checkpoint.get("constants", defaults)
+    edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
+    changes = edited | given
+    for name in ("features", "in_channels"):
+        if changes.get(name, saved[name]) != saved[name]:
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(
+                f"{flag} {changes[name]}: the checkpoint's network has {saved[name]}: leave {flag} "
+                "out to go on with it, or leave --load-model out to start afresh"
+            )
+    for name, value in changes.items():
+        if name != "load_model" and value != saved.get(name, value):
+            print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
+    return argparse.Namespace(**defaults | saved | changes)
+
+
+def starting_settings(defaults, given):
+    """What a run without data flags takes instead of the constants: the demo's settings where there
+    are no data, and no validation folder where that is not there."""
+    if any(name in given for name in FOLDERS):
+        return {}
+    if any((ROOT / defaults[name]).exists() for name in FOLDERS):
+        there = (ROOT / defaults["val_img_dir"]).exists()
+        return {} if there else {"val_img_dir": None, "val_mask_dir": None}
+    folder = ROOT / "data" / "demo"
+    if not folder.exists():
+        print(f"No photos in {TRAIN_IMG_DIR}: drawing a demo set into {shown(folder)}", flush=True)
+        prepare.make_demo(folder)
+    own = ", ".join(f"{name} {value}" for name, value in DEMO.items() if name not in FOLDERS)
+    print(f"Training on the demo set in {shown(folder)} with its own settings: {own}")
+    return {name: plain(value) for name, value in DEMO.items()}
+
+
+def shown(path):
+    """A path as short as it can be typed from here."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def train_one_epoch(loader, model, optimizer, scaler, device, description=""):
+    """One pass over the photos: (mean loss a photo, photos a second).
+
+    Raises FloatingPointError once the loss is no longer a number, naming the first such step.
+    """
+    model.train()
+    loss_function = nn.BCEWithLogitsLoss()
+    loss_sum = torch.zeros((), device=device)
+    bad_step = torch.zeros((), dtype=torch.int64, device=device)  # the first; 0: none
+    look_every = 1 if device.type == "cpu" else 20  # a look at a GPU's numbers makes it wait
+    photos, start = 0, time.perf_counter()
+
+    with tqdm(loader, description, unit="step", disable=None, leave=False) as progress:
+        for step, (images, masks) in enumerate(progress, start=1):
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            masks = masks.to(device, non_blocking=True)
+            with autocast(device):
+                logits = model(images)  # (N, 1, H, W)
+            loss = loss_function(logits.float(), masks)
+
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+            loss = loss.detach()
+            loss_sum += loss * len(images)
+            bad_step = torch.where((bad_step == 0) & ~loss.isfinite(), step, bad_step)
+            photos += len(images)
+            if step % look_every == 0 or step == len(loader):
+                if bad_step:
+                    raise FloatingPointError(f"the loss is {loss.item()} since step {bad_step}")
+                speed = photos / (time.perf_counter() - start)
+                progress.set_postfix_str(f"loss {loss.item():.4f}, {speed:.1f} photos/s")
+
+    return loss_sum.item() / photos, photos / (time.perf_counter() - start)
+
+
+class Run:
+    """What a run carries from epoch to epoch; its checkpoint holds all of it."""
+
+    def __init__(self, settings, device):
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.model = UNet(in_channels=settings.in_channels, features=settings.features)
+        self.model.to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
+        self.history = []  # one row of metrics.csv an epoch
+
+    @property
+    def epoch(self):
+        """Epochs trained so far."""
+        return self.history[-1]["epoch"] if self.history else 0
+
+    @property
+    def best(self):
+        """The history's row with the best validation Dice."""
+        return max(self.history, key=lambda row: row["dice"])
+
+    def set_learning_rate(self):
+        """The coming epoch's: multiplied by gamma after every step_size epochs."""
+        settings = self.settings
+        drops = self.epoch // settings.step_size if settings.step_size else 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * settings.gamma**drops
+        return group["lr"]
+
+    def state(self, defaults):
+        """The checkpoint: tensors and plain values only."""
+        settings = self.settings
+        return {
+            "state_dict": self.model.state_dict(),
+            "model": {
+                "in_channels": settings.in_channels,
+                "out_channels": 1,
+                "features": settings.features,
+            },
+            "image_size": [settings.image_height, settings.image_width],
+            "normalization": CLASSIC["normalization"],
+            "threshold": CLASSIC["threshold"],
+            "val_fraction": VAL_FRACTION,
+            # From here on, what only resuming needs.
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "epoch": self.epoch,
+            "best_dice": self.best["dice"],
+            "history": self.history,
+            "settings": {k: v for k, v in vars(settings).items() if k not in NOT_SAVED},
+            "constants": defaults,
+        }
+
+    def restore(self, checkpoint, filename):
+        """Take up where a checkpoint stopped; a classic one has only weights and Adam's moments."""
+        load_weights(self.model, checkpoint, filename)
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (KeyError, ValueError) as error:
+            raise BadInput(f"{filename}: holds no optimizer to go on with ({error})") from None
+        self.scaler.load_state_dict(checkpoint.get("scaler", {}))
+        self.history = checkpoint.get("history", [])
+        if "rng" in checkpoint:
+            torch.set_rng_state(checkpoint["rng"])
+            if checkpoint["cuda_rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+
+
+def train(run, train_loader, val_loader, device, output, defaults):
+    """Train the epochs that are left; after each, write checkpoints, metrics.csv and pictures."""
+    settings, pictures = run.settings, output / "saved_images"
+    pictures_loader = some_of(val_loader, settings)
+    while run.epoch < settings.num_epochs:
+        start = time.perf_counter()
+        epoch = run.epoch + 1
+        learning_rate = run.set_learning_rate()
+        train_loader.sampler.set_epoch(epoch)
+        title = f"epoch {epoch}/{settings.num_epochs}"
+        loss, speed = train_one_epoch(
+            train_loader, run.model, run.optimizer, run.scaler, device, title
+        )
+        scores = check_accuracy(val_loader, run.model, device)
+        if not math.isfinite(scores["loss"]):
+            raise FloatingPointError(f"the validation loss is {scores['loss']}")
+
+        best_so_far = run.best["dice"] if run.history else -1
+        run.history.append(
+            {"epoch": epoch, "train_loss": loss, "val_loss": scores.pop("loss")}
+            | scores
+            | {
+                "learning_rate": learning_rate,
+                "seconds": time.perf_counter() - start,
+                "photos_per_second": speed,
+            }
+        )
+        row = run.history[-1]
+        print(
+            f"{title}: loss {loss:.4f}, validation loss {row['val_loss']:.4f}, "
+            f"IoU {row['iou']:.4f}, {speed:.1f} photos/s, {row['seconds']:.0f} s",
+            flush=True,
+        )
+        # The best before the latest: a kill between them repeats the epoch and loses nothing.
+        state = run.state(defaults)
+        if row["dice"] > best_so_far:
+            save_checkpoint(state, output / BEST_CHECKPOINT)
+        save_checkpoint(state, output / CHECKPOINT)
+        save_metrics(run.history, output / "metrics.csv")
+        save_curves(run.history, pictures / "training_curves.png")
+        save_predictions_as_imgs(pictures_loader, run.model, pictures, device)
+
+
+def some_of(loader, settings):
+    """A loader of PICTURES of its photos, evenly spaced, so that they show different cars."""
+    count = len(loader.dataset)
+    indices = np.unique(np.linspace(0, count - 1, min(PICTURES, count)).astype(int)).tolist()
+    return make_loader(Subset(loader.dataset, indices), settings.batch_size)
+
+
+def move_aside(output):
+    """Rename an earlier run's files to `*.previous`, or `*.2.previous` where that is taken, ..."""
+    pictures = output / "saved_images"
+    files = [output / name for name in (CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")]
+    files = [file for file in files if file.exists()]
+    drawn = [file for file in pictures.glob("[!.]*")]
+    if not files and not drawn:
+        return
+
+    taken = {path.name for path in output.glob("*.previous")}
+    suffix, number = ".previous", 1
+    while any(file.name + suffix in taken for file in (*files, pictures)):
+        number += 1
+        suffix = f".{number}.previous"
+    for file in files:
+        file.rename(output / (file.name + suffix))
+    if drawn:
+        old_pictures = output / (pictures.name + suffix)
+        old_pictures.mkdir()
+        for file in drawn:
+            file.rename(old_pictures / file.name)
+    print(
+        f"An earlier run's files in {shown(output)} are now called *{suffix}; to go on with that "
+        "run instead, stop, rename them back and add --load-model"
+    )
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    started = time.perf_counter()
+    defaults, given = read_flags(argv)
+    output = ROOT / given.get("output_dir", defaults["output_dir"])
+    latest, checkpoint = output / CHECKPOINT, None
+    if given.get("load_model", defaults["load_model"]):
+        if latest.exists():
+            checkpoint = load_checkpoint(latest)
+        else:
+            print(f"{shown(latest)}: no checkpoint to go on with, so this run starts afresh")
+    settings = choose_settings(defaults, given, checkpoint)
+
+    device = pick_device(settings.device)
+    run = Run(settings, device)
+    if checkpoint is not None:
+        run.restore(checkpoint, shown(latest))
+        if run.epoch >= settings.num_epochs:
+            print(
+                f"{shown(latest)} has been trained for all of {settings.num_epochs} epochs: "
+                f"--epochs {2 * run.epoch} would go on"
+            )
+            return 0
+    train_loader, val_loader = load_data(settings, device)
+    print_settings(run, train_loader, val_loader, device)
+
+    prepare_output(output, fresh=checkpoint is None)
+    go_on = shlex.join(["python", "train.py", *(a for a in argv if a != "--load-model")])
+    try:
+        train(run, train_loader, val_loader, device, output, defaults)
+    except FloatingPointError as error:
+        raise BadInput(
+            f"{error} of epoch {run.epoch + 1}: try --lr {settings.learning_rate / 10:g}; "
+            f"{saved_so_far(run, latest)}"
+        ) from None
+    except KeyboardInterrupt:
+        print(f"\nStopped in epoch {run.epoch + 1}; {saved_so_far(run, latest)}", file=sys.stderr)
+        print(f"To go on: {go_on} --load-model", file=sys.stderr)
+        return 130
+
+    evaluate = "python test.py"
+    if "output_dir" in given:
+        evaluate += f" --output-dir {shlex.quote(shown(output))}"
+    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    print(
+        f"Done in {minutes} min {seconds} s: best Dice {run.best['dice']:.5f} after epoch "
+        f"{run.best['epoch']}\n"
+        f"  checkpoints  {shown(output / BEST_CHECKPOINT)} (best), {shown(latest)} (latest)\n"
+        f"  pictures     {shown(output / 'saved_images')}\n"
+        f"  curves       {shown(output / 'saved_images' / 'training_curves.png')}, "
+        f"numbers in {shown(output / 'metrics.csv')}\n"
+        f"  evaluate     {evaluate}"
+    )
+    return 0
+
+
+def load_data(settings, device):
+    """The two loaders that the settings describe."""
+    if min(settings.image_height, settings.image_width) < 2 ** len(settings.features):
+        raise BadInput(
+            f"--image-height {settings.image_height} --image-width {settings.image_width}: "
+            f"{len(settings.features)} levels of --features halve a photo as often, so both must "
+            f"be at least {2 ** len(settings.features)}"
+        )
+    folders = [getattr(settings, name) for name in FOLDERS]
+    workers = settings.num_workers
+    if workers is None:
+        workers = min(8, cpu_count()) if device.type == "cuda" else 0
+    return get_loaders(
+        *(folder and shown(ROOT / folder) for folder in folders),
+        settings.batch_size,
+        num_workers=workers,
+        pin_memory=settings.pin_memory,
+        size=(settings.image_height, settings.image_width),
+        channels=settings.in_channels,
+        seed=settings.seed,
+        cache=settings.cache,
+        cache_dir=settings.cache_dir,
+    )
+
+
+def print_settings(run, train_loader, val_loader, device):
+    """What is about to happen, in a few lines."""
+    settings = run.settings
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[amp_dtype(device)]
+    print(
+        f"Photos: {len(train_loader.dataset)} for training, {len(val_loader.dataset)} for "
+        f"validation, at {settings.image_height}x{settings.image_width}\n"
+        f"Network: features {' '.join(map(str, settings.features))}, {parameters:,} parameters, "
+        f"on {device} in {precision}\n"
+        f"Epochs {run.epoch + 1} to {settings.num_epochs}, batches of {settings.batch_size}, "
+        f"learning rate {settings.learning_rate:g}, seed {settings.seed}",
+        flush=True,
+    )
+
+
+def prepare_output(output, fresh):
+    """The output folder, writable, and without an earlier run's files for a fresh one."""
+    try:
+        (output / "saved_images").mkdir(parents=True, exist_ok=True)
+        if fresh:
+            move_aside(output)
+        if not os.access(output, os.W_OK):
+            raise PermissionError(errno.EROFS, "read-only")
+    except OSError as error:
+        raise BadInput(
+            f"{shown(output)}: cannot be written ({error.strerror}): name another --output-dir"
+        ) from None
+
+
+def saved_so_far(run, latest):
+    if run.epoch == 0:
+        return "nothing was saved before the end of the first epoch"
+    return f"{shown(latest)} holds the run up to the end of epoch {run.epoch}"
+
+
+if __name__ == "__main__":
+    run_script(main)

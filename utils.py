@@ -1,0 +1,345 @@
+"""What the scripts share after the batch: device, scores, checkpoints, pictures, exit codes."""
+
+import argparse
+import csv
+import io
+import math
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import matplotlib.figure
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from torchvision.utils import save_image
+
+from dataset import MAX_PIXEL_VALUE, MEAN, STD, BadInput, write_aside
+from model import UNet
+
+CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
+
+# What a checkpoint of the classic recipe does not say.
+CLASSIC = {
+    "image_size": [160, 240],  # height, width
+    "normalization": {"mean": MEAN, "std": STD, "max_pixel_value": MAX_PIXEL_VALUE},
+    "threshold": 0.5,
+}
+
+
+# The device ---------------------------------------------------------------------------------------
+
+
+def pick_device(name="auto"):
+    """A torch.device by its name; "auto" takes CUDA, else Apple's MPS, else the CPU.
+
+    Raises BadInput for one that is not there.
+    """
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(
+            f"--device {name}: cannot be used here ({reason}): try --device cpu"
+        ) from None
+    return device
+
+
+def amp_dtype(device):
+    """The 16-bit type in which this device computes natively, or None for full precision.
+
+    A CPU without bf16 instructions emulates them, at a tenth of its speed in float32.
+    """
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
+    if device.type == "cpu":
+        has = getattr(torch.cpu, "get_capabilities", dict)()
+        return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else None
+    return None
+
+
+def autocast(device):
+    """A context in which the network computes in amp_dtype(device)."""
+    dtype = amp_dtype(device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+# Scores -------------------------------------------------------------------------------------------
+
+
+def score_batch(logits, masks, threshold=0.5):
+    """Scores of each image by itself, so that they do not depend on the batch it came in.
+
+    Args:
+        logits: (N, 1, h, w); brought to the masks' size if theirs is another.
+        masks: (N, 1, H, W), 0 and 1.
+        threshold: a pixel counts as object where its probability is above it.
+
+    Returns a dict of tensors (N,) on the CPU, float64: `loss` (binary cross-entropy, mean over
+    pixels), `correct` and `pixels` (counts), `accuracy`, `dice`, `iou` (0 to 1). Dice is
+    2|A∩B| / (|A|+|B|), and 1 where both masks are empty: the challenge's own definition.
+    """
+    logits = logits.float()
+    if logits.shape[-2:] != masks.shape[-2:]:
+        logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
+    loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1).mean(1)
+    predicted = (logits > math.log(threshold / (1 - threshold))).flatten(1)
+    true = (masks > 0.5).flatten(1)
+    counts = torch.stack(
+        [(predicted == true).sum(1), (predicted & true).sum(1), predicted.sum(1) + true.sum(1)]
+    )
+
+    correct, both, total = counts.cpu().double()
+    pixels = torch.full_like(correct, true.shape[1])
+    empty = total == 0
+    return {
+        "loss": loss.cpu().double(),
+        "correct": correct,
+        "pixels": pixels,
+        "accuracy": correct / pixels,
+        "dice": torch.where(empty, 1.0, 2 * both / total),
+        "iou": torch.where(empty, 1.0, both / (total - both)),
+    }
+
+
+def score_loader(loader, model, device, threshold=0.5):
+    """score_batch over a loader: a dict of tensors (number of images,) in the loader's order."""
+    was_training = model.training
+    model.eval()
+    scores = []
+    with torch.inference_mode():
+        for images, masks in loader:
+            with autocast(device):
+                logits = model(images.to(device, non_blocking=True))
+            scores.append(score_batch(logits, masks.to(device, non_blocking=True), threshold))
+    model.train(was_training)
+    return {name: torch.cat([batch[name] for batch in scores]) for name in scores[0]}
+
+
+def check_accuracy(loader, model, device, threshold=0.5):
+    """Print the two classic lines; return means over images: loss, accuracy, dice, iou."""
+    return report_accuracy(score_loader(loader, model, torch.device(device), threshold))
+
+
+def report_accuracy(scores):
+    """What check_accuracy prints and returns, from scores that score_loader gave."""
+    correct, pixels = int(scores["correct"].sum()), int(scores["pixels"].sum())
+    means = {name: scores[name].mean().item() for name in ("loss", "accuracy", "dice", "iou")}
+    print(f"Got {correct}/{pixels} with acc {100 * correct / pixels:.2f}")
+    print(f"Dice score: {means['dice']:.5f}", flush=True)
+    return means
+
+
+# Checkpoints --------------------------------------------------------------------------------------
+
+
+def save_checkpoint(state, filename=CHECKPOINT):
+    """Write a dict of tensors and plain values, whole or not at all (see write_aside)."""
+    with write_aside(filename) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how torch reports that the file took no more
+            raise OSError(f"{error}".splitlines()[0]) from error
+
+
+def load_checkpoint(filename=CHECKPOINT, model=None):
+    """Read a checkpoint of ours, or a classic one with only `state_dict` and `optimizer`.
+
+    Args:
+        filename: the file; nothing in it is run (weights_only).
+        model: a UNet that takes over the weights, if given.
+
+    Returns the dict, on the CPU, with `model` (the arguments of UNet, read off the tensors' shapes)
+    and what CLASSIC holds filled in where it is missing. Raises BadInput.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles, which are refused below
+            checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BadInput(f"{filename}: no such checkpoint: train one with python train.py") from None
+    except Exception as error:  # a broken file makes torch raise whatever it likes
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(filename):
+            what = "holds more than tensors and plain values, and could run code if it were loaded"
+            raise BadInput(f"{filename}: {what}: get it from someone you trust") from None
+        raise BadInput(f"{filename}: no checkpoint, or cut off: use another copy") from None
+
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise BadInput(f"{filename}: no checkpoint of a U-Net: it has no state_dict")
+    checkpoint = CLASSIC | checkpoint | {"model": model_arguments(checkpoint, filename)}
+    if model is not None:
+        load_weights(model, checkpoint, filename)
+    return checkpoint
+
+
+def model_arguments(checkpoint, filename):
+    """The arguments of UNet that give a network of these tensors. Raises BadInput."""
+    weights = checkpoint["state_dict"]
+    try:
+        levels = sum(
+            re.fullmatch(r"downs\.\d+\.conv\.0\.weight", key) is not None for key in weights
+        )
+        return {
+            "in_channels": weights["downs.0.conv.0.weight"].shape[1],
+            "out_channels": weights["final_conv.weight"].shape[0],
+            "features": [weights[f"downs.{i}.conv.0.weight"].shape[0] for i in range(levels)],
+        }
+    except (KeyError, TypeError, AttributeError, IndexError):
+        found = ", ".join(map(str, list(weights)[:3]))
+        raise BadInput(
+            f"{filename}: not this U-Net: expected tensors such as downs.0.conv.0.weight and "
+            f"final_conv.weight, found {found or 'none'}"
+        ) from None
+
+
+def load_weights(model, checkpoint, filename):
+    """Put a checkpoint's weights into a model. Raises BadInput where they do not fit."""
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{filename}: its weights do not fit the network: {reason}") from None
+
+
+def build_model(checkpoint, filename, device):
+    """The network of a checkpoint that load_checkpoint gave, on a device, in evaluation mode."""
+    model = UNet(**checkpoint["model"])
+    load_weights(model, checkpoint, filename)
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+
+def save_predictions_as_imgs(loader, model, folder, device, threshold=0.5, normalization=None):
+    """Write, for each batch, the classic grids of predicted and true masks, `pred_<batch>.png` and
+    `gt_<batch>.png`, and for each photo a panel (see draw_panel), `panel_<photo's name>.png`."""
+    folder, device = Path(folder), torch.device(device)
+    names = iter(photo_names(loader.dataset))
+    was_training = model.training
+    model.eval()
+    for batch, (images, masks) in enumerate(loader):
+        with torch.inference_mode(), autocast(device):
+            logits = model(images.to(device)).float().cpu()
+        predicted = (logits.sigmoid() > threshold).float()
+        with write_aside(folder / f"pred_{batch}.png") as file:
+            save_image(predicted, file, format="png")
+        with write_aside(folder / f"gt_{batch}.png") as file:
+            save_image(masks, file, format="png")
+        for image, mask, logit, name in zip(images, masks, logits, names, strict=False):
+            panel = draw_panel(name, image, mask, logit, threshold, normalization)
+            save_picture(panel, folder / f"panel_{name}.png")
+    model.train(was_training)
+
+
+def photo_names(dataset):
+    """Names of a dataset's photos, in its order; of data sets of other kinds, their numbers."""
+    if isinstance(dataset, Subset):
+        names = photo_names(dataset.dataset)
+        return [names[index] for index in dataset.indices]
+    return getattr(dataset, "names", None) or [str(index) for index in range(len(dataset))]
+
+
+def draw_panel(name, image, mask, logits, threshold=0.5, normalization=None):
+    """One photo's result: photo | true mask | prediction | where they differ, under a caption.
+
+    Args:
+        image (C, H, W), mask (1, H, W), logits (1, H, W): as the network saw and gave them.
+        normalization: what the image went through, to undo it; None for the classic one.
+
+    In the last picture missed pixels are red, pixels too many are blue. Returns a PIL image.
+    """
+    n = normalization or CLASSIC["normalization"]
+    photo = image.permute(1, 2, 0).numpy() * n["std"] + n["mean"]
+    photo = (photo.clip(0, 1) * 255).astype(np.uint8)
+    photo = np.broadcast_to(photo, (*photo.shape[:2], 3))
+    true, predicted = mask[0].numpy() > 0.5, logits[0].sigmoid().numpy() > threshold
+
+    differ = np.repeat(photo.mean(axis=2, keepdims=True) * 0.5, 3, axis=2).astype(np.uint8)
+    differ[true & ~predicted] = (230, 60, 50)
+    differ[predicted & ~true] = (60, 130, 255)
+    black_white = [np.repeat(m[..., None] * np.uint8(255), 3, axis=2) for m in (true, predicted)]
+    tiles = np.concatenate([photo, *black_white, differ], axis=1)
+
+    dice = score_batch(logits[None], mask[None], threshold)["dice"].item()
+    width = photo.shape[1]
+    font = ImageFont.load_default(max(9, width // 20))
+    line = int(font.size * 1.6)
+    panel = Image.new("RGB", (tiles.shape[1], tiles.shape[0] + 2 * line), "white")
+    panel.paste(Image.fromarray(tiles), (0, 2 * line))
+    draw = ImageDraw.Draw(panel)
+    draw.text((4, line * 0.15), f"{name}   Dice {dice:.4f}", "black", font)
+    titles = ("photo", "true mask", "prediction", "red: missed, blue: too much")
+    for column, title in enumerate(titles):
+        draw.text((column * width + 4, line * 1.15), title, "gray", font)
+    return panel
+
+
+def save_picture(image, path):
+    """Write a PIL image as PNG, whole or not at all."""
+    with write_aside(path) as file:
+        image.save(file, format="png")
+
+
+def save_metrics(history, path):
+    """metrics.csv: one row an epoch, from the history that the checkpoint carries."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    with write_aside(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def save_curves(history, path):
+    """training_curves.png: loss, and Dice with IoU, over the epochs."""
+    epochs = [row["epoch"] for row in history]
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, series in ((left, ("train_loss", "val_loss")), (right, ("dice", "iou"))):
+        for name in series:
+            label = name.replace("_", " ")
+            axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    best = max(history, key=lambda row: row["dice"])
+    right.plot(best["epoch"], best["dice"], "o", color="black", mfc="none", ms=9)
+    left.set_title("loss (binary cross-entropy)")
+    right.set_title(f"validation: best Dice {best['dice']:.5f} after epoch {best['epoch']}")
+    left.legend()
+    right.legend()
+    with write_aside(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def run_script(main):
+    """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
+    try:
+        sys.exit(main())
+    except BadInput as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
