@@ -1,8 +1,6 @@
-"""From files on disk to batches: pairing, reading, split, cache, transforms, loaders.
+"""From files on disk to batches: split, cache, transforms, data sets, loaders.
 
-    two folders -> find_pairs -> read_pair -> Cache -> CarvanaDataset -> get_loaders -> batches
-
-Whatever is wrong with the user's files is found here and raised as BadInput.
+find_pairs -> split_by_car -> Cache -> CarvanaDataset -> get_loaders -> batches
 """
 
 import os
@@ -10,334 +8,29 @@ import os
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before its import, or each start asks the network
 
 import contextlib
+import glob
 import hashlib
 import random
 import re
 import signal
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import albumentations as A
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
-from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
-MAX_PIXELS = 250_000_000  # of one photo; about 750 MB once decoded
-Image.MAX_IMAGE_PIXELS = None  # open_image holds photos to our bound instead, with our own message
+from files import BadInput, find_pairs, for_all_pairs, read_mask, read_pair, read_photo, write_aside
 
 VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
 MEAN, STD, MAX_PIXEL_VALUE = 0.0, 1.0, 255.0  # the classic normalization: photos from 0 to 1
-LEFTOVER_SECONDS = 300  # a half-written file untouched for so long is a killed process's
 CACHE_FORMAT = 1  # raise it when what read_pair returns changes
 
-
-class BadInput(Exception):
-    """Something that the user can mend. Scripts print it, without a traceback, and exit with 2."""
-
-    @classmethod
-    def listing(cls, what, problems):
-        """Several at once: the first ten, and how many there are."""
-        shown = problems[:10] + ([f"... and {len(problems) - 10} more"] if problems[10:] else [])
-        return cls(f"{what} ({len(problems)}):\n  " + "\n  ".join(shown))
+__all__ = ["CarvanaDataset", "get_loaders", "read_mask", "read_photo", "split_by_car"]
 
 
-@contextlib.contextmanager
-def write_aside(path):
-    """Open `path` for writing bytes so that it is never seen half-written.
-
-    Written beside its place, flushed to the disk and renamed: a kill at any moment leaves the file
-    that was there before, whole. Raises BadInput where the disk is full or the folder read-only.
-    """
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.name}.*.partial"):
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                leftover.unlink()
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise BadInput(
-            f"{path}: cannot be written ({reason}): free some space or choose another folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-
-
-# Reading one file ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def open_image(path):
-    """Open an image of any format that Pillow reads; only its header is read here.
-
-    Raises BadInput, with the file's name, for all that goes wrong until the block ends: decoding
-    happens in the block, and a decoder fed with a broken file raises whatever it likes.
-    """
-    try:
-        if os.path.getsize(path) == 0:
-            raise BadInput(f"{path}: the file is empty (0 bytes): copy it again, or remove it")
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadInput(
-                    f"{path}: {image.width}x{image.height} is more than "
-                    f"{MAX_PIXELS // 10**6} megapixels: scale it down, or remove it"
-                )
-            yield image
-    except BadInput:
-        raise
-    except Exception as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise BadInput(
-            f"{path}: cannot be read as an image ({reason}): copy it again, or remove it"
-        ) from error
-
-
-def orientation(image):
-    """The camera's EXIF orientation, 1 to 8; 1 is upright, 5 and above lie on their side."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
-
-
-def upright_size(image):
-    """(width, height) of an image once it is upright; reads the header only."""
-    return image.size[::-1] if orientation(image) >= 5 else image.size
-
-
-def decode_scaled(image, size):
-    """Let a JPEG's decoder do most of the shrinking: it can leave out detail by 1/2, 1/4 or 1/8.
-
-    Never to below `size`, (height, width). Returns the box of the decoded image that is the photo,
-    (left, top, right, bottom), or None for all of it: at 1/8, 1918 pixels are decoded into 240 of
-    which the last is three quarters photo and one quarter filling.
-    """
-    height, width = size[::-1] if orientation(image) >= 5 else size
-    for scale in (8, 4, 2):
-        big_enough = image.width / scale > width - 1 and image.height / scale > height - 1
-        exact = image.width % scale == 0 and image.height % scale == 0
-        if big_enough and (exact or orientation(image) == 1):  # where the filling is on the right
-            # Asked for the size itself, Image.draft would divide 1918 by 240, get 7, and take 1/4.
-            drafted = image.draft(None, (image.width // scale, image.height // scale))
-            return None if exact or drafted is None else drafted[1]
-    return None
-
-
-def read_photo(path, size=None, channels=3):
-    """One photo: (H, W, channels), uint8, RGB or grey, upright.
-
-    Args:
-        size: (height, width) to shrink or stretch to, antialiased; None for the photo's own.
-        channels: 3 for RGB, 1 for grey.
-
-    Alpha is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame counts.
-    Raises BadInput for what is no photo.
-    """
-    with open_image(path) as image:
-        box = decode_scaled(image, size) if size is not None else None
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-        elif image.mode == "F":
-            raise BadInput(f"{path}: floating-point pixels: save it with 8 bits a channel")
-        elif image.has_transparency_data:
-            image = image.convert("RGBA")
-        image = image.convert("RGB" if channels == 3 else "L")
-        if size is not None and (image.size != size[::-1] or box):
-            image = image.resize(size[::-1], Image.Resampling.BILINEAR, box, reducing_gap=2.0)
-        return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def read_mask(path, size=None):
-    """One mask: (H, W), uint8, 0 for background and 1 for the object, upright.
-
-    Args:
-        size: (height, width) to bring it to by averaging over areas and cutting at one half.
-
-    Grey palettes count by colour, other palettes of two entries by index; RGB must be black and
-    white. A maximum of at most 1 means 0 and 1; all else is cut at 127. Raises BadInput for files
-    whose colours are no mask.
-    """
-    with open_image(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        mask = palette_mask(image, path) if image.mode == "P" else level_mask(image, path)
-    if size is not None and mask.shape != size:
-        # As 0 and 255, since Pillow rounds between its horizontal and its vertical pass.
-        image = Image.fromarray(mask * np.uint8(255))
-        mask = np.asarray(image.resize(size[::-1], Image.Resampling.BOX)) // 128
-    return mask
-
-
-def palette_mask(image, path):
-    index = np.asarray(image)  # converting the image to grey would cost three times its decoding
-    used = np.unique(index) if index.max() > 1 else np.arange(index.max() + 1)
-    palette = np.zeros((256, 3), np.uint8)
-    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(colours)] = colours
-    if (palette[used] == palette[used, :1]).all():
-        table = np.zeros(256, np.uint8)
-        table[used] = cut(palette[used, 0])
-        return index if used.max() <= 1 and table[1] > table[0] else table[index]
-    if used.max() <= 1:
-        return index
-    raise no_mask(path, f"a palette of {len(used)} colours")
-
-
-def level_mask(image, path):
-    if image.mode in ("1", "L", "LA"):
-        levels = np.asarray(image.getchannel(0)).astype(np.uint8)
-    elif image.mode.startswith("I"):
-        levels = np.asarray(image)
-    elif image.mode in ("RGB", "RGBA"):
-        rgb = np.asarray(image)[..., :3]
-        # JPEG leaves a faint tint on black and white.
-        if (rgb.max(axis=2) - rgb.min(axis=2)).max() > 16:
-            raise no_mask(path, "colours")
-        levels = rgb[..., 1]
-    else:
-        raise no_mask(path, f"pixels of kind {image.mode}")
-    top = 65535 if levels.max() > 255 else 255
-    if np.mean((levels > top // 4) & (levels < top - top // 4)) > 0.5:
-        raise no_mask(path, "shades of grey in most places")
-    return cut(levels, top // 2)
-
-
-def cut(levels, at=127):
-    """Grey levels as 0 and 1, uint8: 0/1 masks as they are, others cut at the middle."""
-    return levels.astype(np.uint8) if levels.max() <= 1 else (levels > at).astype(np.uint8)
-
-
-def no_mask(path, found):
-    return BadInput(
-        f"{path}: has {found}, so it is no mask of background and object: save it in black and "
-        "white (or are the folders of photos and masks swapped?)"
-    )
-
-
-# From folders to pairs ----------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    """A photo and its mask: the photo's name without suffix, and the two files' paths."""
-
-    name: str
-    photo: str
-    mask: str
-
-
-def find_pairs(image_dir, mask_dir):
-    """Every photo of `image_dir` with its mask in `mask_dir`, a list of Pair sorted by name.
-
-    `photo.jpg` pairs with `photo_mask.gif`, `photo_mask.png` or `photo.png`: any format that Pillow
-    reads, any letter case. Photos and masks may share one folder if the masks end in `_mask`.
-    Raises BadInput for folders that are missing or empty, with a list of all files left over, or
-    with one of all pairs whose headers show no images of equal size.
-    """
-    photos, masks = list_images(image_dir), list_images(mask_dir)
-    if os.path.samefile(image_dir, mask_dir):
-        photos = {k: v for k, v in photos.items() if not k.endswith("_mask")}
-        masks = {k: v for k, v in masks.items() if k.endswith("_mask")}
-    pairs, problems = match(photos, masks, mask_dir)
-    if not pairs and match(masks, photos, image_dir)[0]:
-        raise BadInput(f"{image_dir} holds masks and {mask_dir} photos: swap the two folders")
-    if problems:
-        raise BadInput.listing(
-            f"photos in {image_dir} and masks in {mask_dir} do not pair", problems
-        )
-    for _ in for_all_pairs(check_header, pairs, "checking headers"):
-        pass
-    return pairs
-
-
-def list_images(folder):
-    """{name in lower case: [paths]} of the images in a folder, by suffix. Raises BadInput."""
-    if not os.path.isdir(folder):
-        raise BadInput(f"{folder}: no such folder: check the path, or see README on the data")
-    suffixes = Image.registered_extensions()
-    found = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in suffixes and not stem.startswith(".") and entry.is_file():
-                found.setdefault(stem.lower(), []).append(entry.path)
-    if not found:
-        raise BadInput(f"{folder}: holds no images: put them there, or name another folder")
-    return found
-
-
-def match(photos, masks, mask_dir):
-    """Pair up two listings: (pairs, problems)."""
-    pairs, problems, unused = [], [], dict(masks)
-    for name, paths in sorted(photos.items()):
-        partners = unused.pop(f"{name}_mask", []) + unused.pop(name, [])
-        if len(paths) == len(partners) == 1:
-            pairs.append(Pair(Path(paths[0]).stem, paths[0], partners[0]))
-        elif not partners:
-            problems.append(f"{paths[0]}: no mask in {mask_dir}: add it, or remove the photo")
-        else:
-            files = ", ".join(sorted(paths + partners))
-            problems.append(f"{files}: one photo and one mask were expected: remove the others")
-    problems += [f"{p}: no photo: add it, or remove the mask" for ps in unused.values() for p in ps]
-    return pairs, problems
-
-
-def check_header(pair):
-    """Raise BadInput unless both files are images of the same size; decodes nothing."""
-    with open_image(pair.photo) as photo, open_image(pair.mask) as mask:
-        (width, height), mask_size = upright_size(photo), upright_size(mask)
-    if (width, height) != mask_size:
-        raise BadInput(
-            f"{pair.photo}: {width}x{height}, but its mask {pair.mask} is "
-            f"{mask_size[0]}x{mask_size[1]}: make one of them again, or remove both"
-        )
-
-
-def read_pair(pair, size=None, channels=3):
-    """(photo, mask) as read_photo and read_mask give them. Raises BadInput."""
-    return read_photo(pair.photo, size, channels), read_mask(pair.mask, size)
-
-
-def for_all_pairs(work, pairs, description):
-    """Yield work(pair) in order, computed on all cores; BadInput is gathered and raised at the end.
-
-    Pillow's decoders let go of Python's lock, so threads are enough.
-    """
-
-    def attempt(pair):
-        try:
-            return work(pair), None
-        except BadInput as problem:
-            return None, str(problem)
-
-    problems = []
-    chunk = 32 * cpu_count()  # results wait for the consumer: only so many at a time
-    with (
-        ThreadPoolExecutor(cpu_count()) as pool,
-        tqdm(desc=description, total=len(pairs), unit=" photos", disable=None, delay=1) as progress,
-    ):
-        for start in range(0, len(pairs), chunk):
-            for result, problem in pool.map(attempt, pairs[start : start + chunk]):
-                progress.update()
-                if problem:
-                    problems.append(problem)
-                else:
-                    yield result
-    if problems:
-        raise BadInput.listing("files that cannot be used", problems)
-
-
-def cpu_count():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+# The split ----------------------------------------------------------------------------------------
 
 
 def car_id(name):
@@ -416,14 +109,14 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
     if not path.exists():
         height, width = size
         shape = (len(pairs), height * width * (channels + 1))
-        with write_aside(path) as file:
+        with write_aside(path, "free some space, or use --cache-dir or --no-cache") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             read = lambda pair: read_pair(pair, size, channels)  # noqa: E731
             for photo, mask in for_all_pairs(read, pairs, "decoding each photo once"):
                 file.write(photo.tobytes())
                 file.write(mask.tobytes())
-        for stale in set(folder.glob(f"{prefix}*.npy")) - {path}:
+        for stale in set(folder.glob(f"{glob.escape(prefix)}*.npy")) - {path}:
             with contextlib.suppress(OSError):
                 stale.unlink()
     return Cache(path, pairs, size, channels)

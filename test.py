@@ -16,17 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from dataset import (
-    BadInput,
-    CarvanaDataset,
-    find_pairs,
-    first_pass,
-    get_eval_transform,
-    make_loader,
-    read_mask,
-    split_by_car,
-    write_aside,
-)
+from dataset import CarvanaDataset, first_pass, get_eval_transform, make_loader, split_by_car
+from files import BadInput, find_pairs, read_mask, write_aside
 from utils import (
     BEST_CHECKPOINT,
     CHECKPOINT,
@@ -40,6 +31,7 @@ from utils import (
     run_script,
     save_picture,
     score_loader,
+    whole,
 )
 
 ROOT = Path(__file__).resolve().parent
@@ -72,7 +64,9 @@ def get_args_parser():
         action="store_true",
         help="score at the photos' own size, as the challenge does: logits are scaled up",
     )
-    group.add_argument("--batch-size", type=int, default=16, help="photos at once (default: 16)")
+    group.add_argument(
+        "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
+    )
     group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
     group = parser.add_argument_group("results")
     group.add_argument("--csv", metavar="FILE", help="write one row a photo")
@@ -122,7 +116,7 @@ class FullSizeMasks(Dataset):
     def __getitem__(self, index):
         image, _ = self.dataset[index]
         mask = read_mask(self.dataset.pairs[index].mask)
-        return image, torch.from_numpy(mask).float()[None]
+        return image, torch.tensor(mask, dtype=torch.float32)[None]
 
 
 def write_csv(path, names, scores):

@@ -8,7 +8,6 @@
 Every constant below is also a flag; `python train.py --help` lists them.
 """
 
-import argparse
 import errno
 import math
 import os
@@ -24,13 +23,14 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import prepare
-from dataset import VAL_FRACTION, BadInput, cpu_count, get_loaders, make_loader
+from dataset import VAL_FRACTION, get_loaders, make_loader
+from files import BadInput, cpu_count
 from model import UNet
+from settings import FOLDERS, choose_settings, plain, read_flags
 from utils import (
     BEST_CHECKPOINT,
     CHECKPOINT,
     CLASSIC,
-    Parser,
     amp_dtype,
     autocast,
     check_accuracy,
@@ -68,9 +68,7 @@ SEED = 42
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
 DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
-NUM_WORKERS = (
-    None  # processes that load data; None: one a core for a GPU, 0 on a CPU, busy as it is
-)
+NUM_WORKERS = None  # None: one a core, at most 8, for a GPU; 0 on a CPU, which is busy as it is
 PIN_MEMORY = True
 
 # What differs for the demo set, so that a laptop without a GPU is through in minutes.
@@ -88,165 +86,8 @@ DEMO = {
     "num_epochs": 12,
 }
 
-FOLDERS = ("train_img_dir", "train_mask_dir", "val_img_dir", "val_mask_dir")
 NOT_SAVED = ("load_model", "output_dir")  # settings of one call, not of the run
 PICTURES = 16  # validation photos that are drawn after each epoch
-
-
-# Settings -----------------------------------------------------------------------------------------
-
-
-def get_args_parser(given_only=False):
-    """Every constant above as a flag of its name, some with a shorter one too.
-
-    With `given_only`, flags that are not given leave no trace in what is parsed.
-    """
-    parser = Parser(
-        prog="train.py",
-        description="Train the U-Net. The defaults are the constants at the top of train.py.",
-    )
-
-    def flag(group, constant, help, *aliases, **kwargs):
-        name = "--" + constant.lower().replace("_", "-")
-        default = globals()[constant]
-        if default is not None:
-            help += f" (default: {' '.join(map(str, np.atleast_1d(default)))})"
-        kwargs |= {"default": argparse.SUPPRESS if given_only else default, "help": help}
-        group.add_argument(name, *aliases, dest=constant.lower(), **kwargs)
-
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        default=argparse.SUPPRESS,
-        help="the four folders below under DIR",
-    )
-    flag(group, "TRAIN_IMG_DIR", "training photos", metavar="DIR")
-    flag(group, "TRAIN_MASK_DIR", "their masks", metavar="DIR")
-    flag(group, "VAL_IMG_DIR", "validation photos; without, cars are held out", metavar="DIR")
-    flag(group, "VAL_MASK_DIR", "their masks", metavar="DIR")
-    flag(group, "IMAGE_HEIGHT", "photos are scaled to it", type=whole(1, 16384), metavar="N")
-    flag(group, "IMAGE_WIDTH", "photos are scaled to it", type=whole(1, 16384), metavar="N")
-    flag(group, "CACHE", "keep decoded photos on disk", action=argparse.BooleanOptionalAction)
-    flag(group, "CACHE_DIR", "where to keep them: .cache beside the photos' folder", metavar="DIR")
-    flag(
-        group,
-        "NUM_WORKERS",
-        "processes that load data: one a core for a GPU, none on a CPU",
-        type=whole(0, 1024),
-        metavar="N",
-    )
-
-    group = parser.add_argument_group("network")
-    flag(group, "FEATURES", "channels of each level", type=whole(1, 8192), nargs="+", metavar="N")
-    flag(group, "IN_CHANNELS", "3 for RGB, 1 for grey", type=int, choices=(1, 3))
-
-    group = parser.add_argument_group("training")
-    flag(
-        group, "NUM_EPOCHS", "passes over the photos", "--epochs", type=whole(1, 10**6), metavar="N"
-    )
-    flag(group, "BATCH_SIZE", "photos a step", "--batchsize", type=whole(1, 65536), metavar="N")
-    flag(group, "LEARNING_RATE", "Adam's", "--lr", type=above_zero, metavar="X")
-    flag(
-        group,
-        "STEP_SIZE",
-        "multiply the learning rate by --gamma after so many epochs; 0: never",
-        "--stepsize",
-        type=whole(0, 10**6),
-        metavar="N",
-    )
-    flag(group, "GAMMA", "see --step-size", type=above_zero, metavar="X")
-    flag(group, "SEED", "of weights, order and augmentation", type=whole(0, 2**32 - 1), metavar="N")
-
-    group = parser.add_argument_group("run")
-    flag(
-        group,
-        "LOAD_MODEL",
-        "go on where the last run stopped",
-        action=argparse.BooleanOptionalAction,
-    )
-    flag(group, "OUTPUT_DIR", "where checkpoints, metrics.csv and pictures go", metavar="DIR")
-    flag(group, "DEVICE", "cuda, mps or cpu; auto: the first of them that is there")
-    flag(group, "PIN_MEMORY", "faster copies to CUDA", action=argparse.BooleanOptionalAction)
-    return parser
-
-
-def whole(least, most):
-    """An argparse type: a whole number within bounds."""
-
-    def parse(text):
-        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def above_zero(text):
-    """An argparse type: a number above zero."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return number
-
-
-def read_flags(argv):
-    """(constants, given): all settings as the constants have them, and those the user typed."""
-    defaults = vars(get_args_parser().parse_args([]))
-    given = vars(get_args_parser(given_only=True).parse_args(argv))
-    for name in (*FOLDERS, "data_dir", "output_dir", "cache_dir"):
-        if name in given:
-            given[name] = os.path.abspath(given[name])
-
-    if data_dir := given.pop("data_dir", None):
-        folders = {name: os.path.join(data_dir, Path(defaults[name]).name) for name in FOLDERS}
-        if not os.path.isdir(folders["val_img_dir"]):
-            folders |= {"val_img_dir": None, "val_mask_dir": None}
-        given = folders | given
-    elif "train_img_dir" in given or "train_mask_dir" in given:
-        # Photos of the user's own are not validated on whatever lies in data/val_images.
-        given = {"val_img_dir": None, "val_mask_dir": None} | given
-    return {name: plain(value) for name, value in defaults.items()}, given
-
-
-def plain(value):
-    """A tuple as the list that a checkpoint gives back."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def choose_settings(defaults, given, checkpoint):
-    """All settings: as given, else as the checkpoint has them, else as the demo's or the constants.
-
-    A constant edited since the checkpoint was written counts as given. Raises BadInput where the
-    network cannot be the checkpoint's.
-    """
-    if checkpoint is None:
-        return argparse.Namespace(**defaults | starting_settings(defaults, given) | given)
-
-    height, width = checkpoint["image_size"]
-    saved = {
-        "image_height": height,
-        "image_width": width,
-        "features": checkpoint["model"]["features"],
-        "in_channels": checkpoint["model"]["in_channels"],
-    } | checkpoint.get("settings", starting_settings(defaults, given))
-    before = checkpoint.get("constants", defaults)
-    edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
-    changes = edited | given
-    for name in ("features", "in_channels"):
-        if changes.get(name, saved[name]) != saved[name]:
-            flag = "--" + name.replace("_", "-")
-            raise BadInput(
-                f"{flag} {changes[name]}: the checkpoint's network has {saved[name]}: leave {flag} "
-                "out to go on with it, or leave --load-model out to start afresh"
-            )
-    for name, value in changes.items():
-        if name != "load_model" and value != saved.get(name, value):
-            print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
-    return argparse.Namespace(**defaults | saved | changes)
 
 
 def starting_settings(defaults, given):
@@ -260,7 +101,10 @@ def starting_settings(defaults, given):
     folder = ROOT / "data" / "demo"
     if not folder.exists():
         print(f"No photos in {TRAIN_IMG_DIR}: drawing a demo set into {shown(folder)}", flush=True)
-        prepare.make_demo(folder)
+        try:
+            prepare.make_demo(folder)
+        except OSError as error:
+            raise BadInput(f"{shown(folder)}: cannot be drawn ({error.strerror})") from None
     own = ", ".join(f"{name} {value}" for name, value in DEMO.items() if name not in FOLDERS)
     print(f"Training on the demo set in {shown(folder)} with its own settings: {own}")
     return {name: plain(value) for name, value in DEMO.items()}
@@ -463,7 +307,8 @@ def move_aside(output):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     started = time.perf_counter()
-    defaults, given = read_flags(argv)
+    constants = {name: value for name, value in globals().items() if name.isupper()}
+    defaults, given = read_flags(constants, argv)
     output = ROOT / given.get("output_dir", defaults["output_dir"])
     latest, checkpoint = output / CHECKPOINT, None
     if given.get("load_model", defaults["load_model"]):
@@ -471,7 +316,9 @@ def main(argv=None):
             checkpoint = load_checkpoint(latest)
         else:
             print(f"{shown(latest)}: no checkpoint to go on with, so this run starts afresh")
-    settings = choose_settings(defaults, given, checkpoint)
+    known = checkpoint is not None and "settings" in checkpoint
+    start = {} if known else starting_settings(defaults, given)
+    settings = choose_settings(defaults, start, given, checkpoint)
 
     device = pick_device(settings.device)
     run = Run(settings, device)
@@ -518,11 +365,13 @@ def main(argv=None):
 
 def load_data(settings, device):
     """The two loaders that the settings describe."""
-    if min(settings.image_height, settings.image_width) < 2 ** len(settings.features):
+    levels = len(settings.features)
+    smallest = 2 ** (levels + 1)  # leaves 2x2 pixels at the bottom, which BatchNorm needs
+    if min(settings.image_height, settings.image_width) < smallest:
         raise BadInput(
             f"--image-height {settings.image_height} --image-width {settings.image_width}: "
-            f"{len(settings.features)} levels of --features halve a photo as often, so both must "
-            f"be at least {2 ** len(settings.features)}"
+            f"the {levels} levels of --features halve a photo as often, so both must be at least "
+            f"{smallest}"
         )
     folders = [getattr(settings, name) for name in FOLDERS]
     workers = settings.num_workers
@@ -537,7 +386,7 @@ def load_data(settings, device):
         channels=settings.in_channels,
         seed=settings.seed,
         cache=settings.cache,
-        cache_dir=settings.cache_dir,
+        cache_dir=settings.cache_dir and ROOT / settings.cache_dir,
     )
 
 
@@ -548,7 +397,8 @@ def print_settings(run, train_loader, val_loader, device):
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "float32"}[amp_dtype(device)]
     print(
         f"Photos: {len(train_loader.dataset)} for training, {len(val_loader.dataset)} for "
-        f"validation, at {settings.image_height}x{settings.image_width}\n"
+        f"validation, at {settings.image_height}x{settings.image_width}, from "
+        f"{settings.train_img_dir}\n"
         f"Network: features {' '.join(map(str, settings.features))}, {parameters:,} parameters, "
         f"on {device} in {precision}\n"
         f"Epochs {run.epoch + 1} to {settings.num_epochs}, batches of {settings.batch_size}, "

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from torchvision.utils import save_image
 
-from dataset import MAX_PIXEL_VALUE, MEAN, STD, BadInput, write_aside
+from dataset import MAX_PIXEL_VALUE, MEAN, STD
+from files import BadInput, write_aside
 from model import UNet
 
 CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
@@ -334,6 +335,28 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
+def whole(least, most):
+    """An argparse type: a whole number within bounds."""
+
+    def parse(text):
+        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def above_zero(text):
+    """An argparse type: a number above zero."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
 def run_script(main):
     """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
     try:
@@ -342,4 +365,5 @@ def run_script(main):
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, write_pairs
 from PIL import Image
 
-import dataset
+import files
 import test as evaluation
 import train
 from data import draw_demo, prepare
@@ -242,7 +242,7 @@ def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, t
         ("--features a", "no whole number"),
         ("--image-height 0", "no whole number from 1"),
         ("--image-width 1.5", "no whole number"),
-        ("--image-height 3", "must be at least 4"),
+        ("--image-height 7", "must be at least 8"),
         ("--in-channels 2", "invalid choice"),
         ("--batch-size 0", "no whole number"),
         ("--lr 0", "no number above 0"),
@@ -347,5 +347,5 @@ def test_real_photos_go_through_prepare_train_and_test(call, carvana, tmp_path, 
     assert code == 0 and f"/{16 * 1918 * 1280} with acc" in out, err
     with Image.open(tmp_path / "run/saved_images/test_worst.png") as panel:
         assert panel.width == 4 * 120
-    photo = dataset.read_photo(next((tmp_path / "data/train_images").iterdir()))
+    photo = files.read_photo(next((tmp_path / "data/train_images").iterdir()))
     assert photo.shape == (1280, 1918, 3)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dataset import BadInput
+from files import BadInput
 from model import UNet
 from utils import (
     build_model,
@@ -229,4 +229,5 @@ def test_a_panel_shows_missed_pixels_red_and_those_too_many_blue():
 def test_curves_are_drawn(tmp_path):
     row = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.6, "dice": 0.8, "iou": 0.7}
     save_curves([row, row | {"epoch": 2, "dice": 0.9}], tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size == (1000, 400)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1000, 400)

@@ -1,0 +1,142 @@
+"""From constants, flags and a checkpoint to the settings of a run of train.py."""
+
+import argparse
+import os
+from pathlib import Path
+
+from files import BadInput
+from utils import Parser, above_zero, whole
+
+FOLDERS = ("train_img_dir", "train_mask_dir", "val_img_dir", "val_mask_dir")
+
+
+def get_args_parser(constants, given_only=False):
+    """Every constant of train.py as a flag of its name, some with a shorter one too.
+
+    With `given_only`, flags that are not given leave no trace in what is parsed.
+    """
+    parser = Parser(
+        prog="train.py",
+        description="Train the U-Net. The defaults are the constants at the top of train.py.",
+    )
+
+    def flag(group, constant, help, *aliases, **kwargs):
+        name = "--" + constant.lower().replace("_", "-")
+        default = constants[constant]
+        if default is not None:
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+            help += f" (default: {shown})"
+        kwargs |= {"default": argparse.SUPPRESS if given_only else default, "help": help}
+        group.add_argument(name, *aliases, dest=constant.lower(), **kwargs)
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="the four folders below under DIR",
+    )
+    flag(group, "TRAIN_IMG_DIR", "training photos", metavar="DIR")
+    flag(group, "TRAIN_MASK_DIR", "their masks", metavar="DIR")
+    flag(group, "VAL_IMG_DIR", "validation photos; without, cars are held out", metavar="DIR")
+    flag(group, "VAL_MASK_DIR", "their masks", metavar="DIR")
+    flag(group, "IMAGE_HEIGHT", "photos are scaled to it", type=whole(1, 16384), metavar="N")
+    flag(group, "IMAGE_WIDTH", "photos are scaled to it", type=whole(1, 16384), metavar="N")
+    flag(group, "CACHE", "keep decoded photos on disk", action=argparse.BooleanOptionalAction)
+    flag(group, "CACHE_DIR", "where to keep them: .cache beside the photos' folder", metavar="DIR")
+    flag(
+        group,
+        "NUM_WORKERS",
+        "processes that load data: one a core for a GPU, none on a CPU",
+        type=whole(0, 1024),
+        metavar="N",
+    )
+
+    group = parser.add_argument_group("network")
+    flag(group, "FEATURES", "channels of each level", type=whole(1, 8192), nargs="+", metavar="N")
+    flag(group, "IN_CHANNELS", "3 for RGB, 1 for grey", type=int, choices=(1, 3))
+
+    group = parser.add_argument_group("training")
+    flag(
+        group, "NUM_EPOCHS", "passes over the photos", "--epochs", type=whole(1, 10**6), metavar="N"
+    )
+    flag(group, "BATCH_SIZE", "photos a step", "--batchsize", type=whole(1, 65536), metavar="N")
+    flag(group, "LEARNING_RATE", "Adam's", "--lr", type=above_zero, metavar="X")
+    flag(
+        group,
+        "STEP_SIZE",
+        "multiply the learning rate by --gamma after so many epochs; 0: never",
+        "--stepsize",
+        type=whole(0, 10**6),
+        metavar="N",
+    )
+    flag(group, "GAMMA", "see --step-size", type=above_zero, metavar="X")
+    flag(group, "SEED", "of weights, order and augmentation", type=whole(0, 2**32 - 1), metavar="N")
+
+    group = parser.add_argument_group("run")
+    flag(
+        group,
+        "LOAD_MODEL",
+        "go on where the last run stopped",
+        action=argparse.BooleanOptionalAction,
+    )
+    flag(group, "OUTPUT_DIR", "where checkpoints, metrics.csv and pictures go", metavar="DIR")
+    flag(group, "DEVICE", "cuda, mps or cpu; auto: the first of them that is there")
+    flag(group, "PIN_MEMORY", "faster copies to CUDA", action=argparse.BooleanOptionalAction)
+    return parser
+
+
+def read_flags(constants, argv):
+    """(constants, given): all settings as the constants have them, and those the user typed."""
+    defaults = vars(get_args_parser(constants).parse_args([]))
+    given = vars(get_args_parser(constants, given_only=True).parse_args(argv))
+    for name in (*FOLDERS, "data_dir", "output_dir", "cache_dir"):
+        if name in given:
+            given[name] = os.path.abspath(given[name])
+
+    if data_dir := given.pop("data_dir", None):
+        folders = {name: os.path.join(data_dir, Path(defaults[name]).name) for name in FOLDERS}
+        if not os.path.isdir(folders["val_img_dir"]):
+            folders |= {"val_img_dir": None, "val_mask_dir": None}
+        given = folders | given
+    elif "train_img_dir" in given or "train_mask_dir" in given:
+        # Photos of the user's own are not validated on whatever lies in data/val_images.
+        given = {"val_img_dir": None, "val_mask_dir": None} | given
+    return {name: plain(value) for name, value in defaults.items()}, given
+
+
+def plain(value):
+    """A tuple as the list that a checkpoint gives back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def choose_settings(defaults, start, given, checkpoint):
+    """All settings: as given, else as the checkpoint has them, else as `start` or the constants do.
+
+    A constant edited since the checkpoint was written counts as given. Raises BadInput where the
+    network cannot be the checkpoint's.
+    """
+    if checkpoint is None:
+        return argparse.Namespace(**defaults | start | given)
+
+    height, width = checkpoint["image_size"]
+    saved = {
+        "image_height": height,
+        "image_width": width,
+        "features": checkpoint["model"]["features"],
+        "in_channels": checkpoint["model"]["in_channels"],
+    } | checkpoint.get("settings", start)
+    before = checkpoint.get("constants", defaults)
+    edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
+    changes = edited | given
+    for name in ("features", "in_channels"):
+        if changes.get(name, saved[name]) != saved[name]:
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(
+                f"{flag} {changes[name]}: the checkpoint's network has {saved[name]}: leave {flag} "
+                "out to go on with it, or leave --load-model out to start afresh"
+            )
+    for name, value in changes.items():
+        if name != "load_model" and value != saved.get(name, value):
+            print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
+    return argparse.Namespace(**defaults | saved | changes)

@@ -1,0 +1,234 @@
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import ROOT, write_pairs
+from PIL import Image
+
+import dataset
+import files
+from data import draw_demo, prepare
+from data.prepare import BadInput, prepare_carvana
+
+FOUR = ["train_images", "train_masks", "val_images", "val_masks"]
+
+
+@pytest.fixture
+def zips(tmp_path):
+    """A folder with train.zip and train_masks.zip as Kaggle ships them: 20 cars of two photos."""
+    images, masks = write_pairs(tmp_path / "drawn", cars=20)
+    source = tmp_path / "source"
+    source.mkdir()
+    for name, folder in (("train", images), ("train_masks", masks)):
+        with zipfile.ZipFile(source / f"{name}.zip", "w") as archive:
+            archive.mkdir(name)
+            for path in sorted(folder.iterdir()):
+                archive.write(path, f"{name}/{path.name}")
+    return source
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def prepared(folder):
+    return {name: sorted(os.listdir(folder / name)) for name in FOUR}
+
+
+def test_the_zips_are_unpacked_split_by_car_and_pair(zips, tmp_path, capsys):
+    prepare_carvana(zips, tmp_path / "data")
+    found = prepared(tmp_path / "data")
+    assert sum(len(found[name]) for name in ("train_images", "val_images")) == 40
+    for side in ("train", "val"):
+        folders = tmp_path / f"data/{side}_images", tmp_path / f"data/{side}_masks"
+        assert len(files.find_pairs(*folders)) == len(found[f"{side}_images"]) > 0
+    cars = [{name.split("_")[0] for name in found[f"{side}_images"]} for side in ("train", "val")]
+    assert not cars[0] & cars[1]
+    assert sorted(os.listdir(tmp_path / "data")) == FOUR
+    assert f"{len(found['train_images'])} pairs for training" in capsys.readouterr().out
+
+
+def test_unzipped_folders_give_the_same(zips, tmp_path):
+    prepare_carvana(zips, tmp_path / "from zips")
+    for name in ("train", "train_masks"):
+        with zipfile.ZipFile(zips / f"{name}.zip") as archive:
+            archive.extractall(tmp_path / "unzipped")
+    prepare_carvana(tmp_path / "unzipped", tmp_path / "from folders")
+    assert contents(tmp_path / "from zips") == contents(tmp_path / "from folders")
+
+
+def test_the_split_is_that_of_dataset_py():
+    cars = [f"{i:012x}" for i in range(500)]
+    pairs = [files.Pair(f"{car}_01", "", "") for car in cars]
+    _, val = dataset.split_by_car(pairs, prepare.VAL_FRACTION)
+    assert prepare.validation_cars(cars) == {pair.name[:12] for pair in val}
+    assert prepare.VAL_FRACTION == dataset.VAL_FRACTION
+
+
+def test_a_killed_run_goes_on_where_it_stopped(zips, tmp_path):
+    prepare_carvana(zips, tmp_path / "whole")
+    command = [sys.executable, ROOT / "data/prepare.py", "carvana", zips, "--output-dir"]
+    aside = tmp_path / "killed" / ".carvana.partial"
+    for copied in (1, 12, 30):
+        process = subprocess.Popen([*command, tmp_path / "killed"])
+        while process.poll() is None and len(list(aside.rglob("*.*"))) < copied:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, tmp_path / "killed"], check=False, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert sorted(os.listdir(tmp_path / "killed")) == FOUR
+
+
+def test_a_kill_between_the_last_renames_is_mended(zips, tmp_path):
+    prepare_carvana(zips, tmp_path / "data")
+    whole = contents(tmp_path / "data")
+    aside = tmp_path / "data" / ".carvana.partial"
+    aside.mkdir()
+    for name in ("train_images", "train_masks"):
+        os.replace(tmp_path / "data" / name, aside / name)
+    prepare_carvana(zips, tmp_path / "data")
+    assert contents(tmp_path / "data") == whole
+
+
+def test_folders_that_exist_are_not_touched(zips, tmp_path):
+    write_pairs(tmp_path / "data", cars=1)
+    before = contents(tmp_path / "data")
+    with pytest.raises(BadInput, match="train_images: exists already"):
+        prepare_carvana(zips, tmp_path / "data")
+    assert contents(tmp_path / "data") == before
+
+
+def link(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    "member, reason",
+    [
+        ("../escaped.jpg", "not in train/"),
+        ("/tmp/escaped.jpg", "not in train/"),
+        ("train/../../0123456789ab_01.jpg", "no file of the challenge"),
+        ("train/sub/0123456789ab_01.jpg", "no file of the challenge"),
+        ("train/notes.txt", "no file of the challenge"),
+        ("train/0123456789ab_17.jpg", "no file of the challenge"),
+        (link("train/0123456789ab_01.jpg"), "link or encrypted"),
+        ("train/000000000000_01.jpg", "in it twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_have_no_business_there_refuse_the_archive_whole(
+    zips, tmp_path, member, reason
+):
+    with zipfile.ZipFile(zips / "train.zip", "a") as archive:
+        archive.writestr(member, b"content")
+    before = contents(tmp_path)
+    with pytest.raises(BadInput, match=f"train.zip: .*{reason}.*nothing was unpacked"):
+        prepare_carvana(zips, tmp_path / "data")
+    assert contents(tmp_path) == before
+
+
+def test_a_member_that_is_absurdly_large_refuses_the_archive(zips, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "MAX_MEMBER_BYTES", 100)
+    with pytest.raises(BadInput, match="bytes: nothing was unpacked"):
+        prepare_carvana(zips, tmp_path / "data")
+
+
+def rewrite(path, change):
+    """Write a zip file again, each member's content as change(name, content) gives it."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            content = change(name, content)
+            if content is not None:
+                archive.writestr(name, content)
+
+
+def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
+    rewrite(zips / "train.zip", lambda n, c: None if "000000000003_01" in n else c)
+    with pytest.raises(BadInput, match=r"do not pair \(1\):\n  train_masks/000000000003_01_mask"):
+        prepare_carvana(zips, tmp_path / "data")
+    rewrite(zips / "train_masks.zip", lambda n, c: None if "000000000003_01" in n else c)
+    rewrite(zips / "train.zip", lambda n, c: c[:-300] if "000000000005" in n else c)
+    with pytest.raises(BadInput, match=r"(?s)\(2\):\n  000000000005_01.jpg: cannot be read"):
+        prepare_carvana(zips, tmp_path / "data")
+    assert not set(FOUR) & set(os.listdir(tmp_path / "data"))
+
+
+def test_a_zip_cut_off_or_missing_is_named_with_the_remedy(zips, tmp_path):
+    path = zips / "train.zip"
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(BadInput, match="train.zip: cannot be read .*download it again"):
+        prepare_carvana(zips, tmp_path / "data")
+    path.unlink()
+    with pytest.raises(BadInput, match="neither train.zip nor a folder train: .*--download"):
+        prepare_carvana(zips, tmp_path / "data")
+
+
+def run_prepare(*flags, **environment):
+    command = [sys.executable, ROOT / "data/prepare.py", *flags]
+    env = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_download_says_what_to_do_where_the_client_is_missing_or_not_set_up(tmp_path):
+    done = run_prepare("carvana", tmp_path, "--download", PATH=str(tmp_path))
+    assert done.returncode == 2 and "pip install kaggle" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    client = tmp_path / "kaggle"
+    client.write_text("#!/bin/sh\nexit 1\n")
+    client.chmod(0o755)
+    done = run_prepare("carvana", tmp_path, "--download", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 2 and "is your API token in" in done.stderr
+
+
+# The demo set
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    done = run_prepare("demo", "--output-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_demo_has_the_challenges_names_formats_and_folders(demo):
+    found = prepared(demo)
+    assert len(found["train_images"]) == 16 * 16 and len(found["val_images"]) == 4 * 16
+    for side in ("train", "val"):
+        pairs = files.find_pairs(demo / f"{side}_images", demo / f"{side}_masks")
+        assert all(dataset.car_id(pair.name) != pair.name for pair in pairs)
+        assert len({dataset.car_id(pair.name) for pair in pairs}) * 16 == len(pairs)
+    with Image.open(pairs[0].mask) as mask:
+        assert mask.format == "GIF" and mask.mode == "P" and set(np.unique(mask)) == {0, 1}
+    with Image.open(pairs[0].photo) as photo:
+        assert photo.format == "JPEG" and photo.size == (480, 320)
+
+
+def test_the_demo_is_the_same_each_time(demo, tmp_path):
+    draw_demo.make_demo(tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(demo)
+
+
+def test_the_demos_masks_cover_a_car_and_differ_by_view_and_car(demo):
+    paths = sorted((demo / "val_masks").iterdir())
+    masks = np.stack([files.read_mask(path) for path in paths])  # (64, 320, 480)
+    coverage = masks.mean(axis=(1, 2))
+    assert coverage.min() > 0.06 and coverage.max() < 0.45
+    assert len({mask.tobytes() for mask in masks}) == 64
+    assert not masks[:, :10].any() and not masks[:, -4:].any(), "no car is cut off"
+
+
+def test_a_demo_that_exists_is_not_drawn_over(demo):
+    done = run_prepare("demo", "--output-dir", demo)
+    assert done.returncode == 2 and "exists already" in done.stderr
