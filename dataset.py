@@ -96,8 +96,10 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
     names, sizes and modification times among them. Raises BadInput with all files that are bad.
     """
     image_dir = Path(image_dir).resolve()
+    mask_dir = Path(pairs[0].mask).resolve().parent
     folder = Path(cache_dir) if cache_dir else image_dir.parent / ".cache"
-    prefix = f"{image_dir.name}-{size[0]}x{size[1]}x{channels}-"
+    place = stable_hash(f"{image_dir}\n{mask_dir}") >> 32  # a cache folder may serve several
+    prefix = f"{image_dir.name}-{place:08x}-{size[0]}x{size[1]}x{channels}-"
     key = hashlib.blake2b(digest_size=8)
     for pair in pairs:
         for path in (pair.photo, pair.mask):
@@ -272,14 +274,15 @@ def get_loaders(
     to the photos at full size. Where `val_dir` is None, validation is drawn from the training
     photos by car. Raises BadInput with all files that are bad.
     """
-    train_pairs = find_pairs(train_dir, train_maskdir)
-    train_cache = first_pass(train_pairs, size, channels, train_dir, cache, cache_dir)
+    all_pairs = find_pairs(train_dir, train_maskdir)
     if val_dir is not None:
-        val_pairs = find_pairs(val_dir, val_maskdir)
-        val_cache = first_pass(val_pairs, size, channels, val_dir, cache, cache_dir)
+        train_pairs, val_pairs = all_pairs, find_pairs(val_dir, val_maskdir)
     else:
-        train_pairs, val_pairs = split_by_car(train_pairs, val_fraction)
-        val_dir, val_maskdir, val_cache = train_dir, train_maskdir, train_cache
+        train_pairs, val_pairs = split_by_car(all_pairs, val_fraction)
+
+    train_cache = val_cache = first_pass(all_pairs, size, channels, train_dir, cache, cache_dir)
+    if val_dir is not None:
+        val_cache = first_pass(val_pairs, size, channels, val_dir, cache, cache_dir)
 
     if size is not None:
         train_transform = train_transform or get_train_transform(*size)

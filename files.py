@@ -89,7 +89,8 @@ def open_image(path):
 
 def orientation(image):
     """The camera's EXIF orientation, 1 to 8; 1 is upright, 5 and above lie on their side."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in range(1, 9) else 1
 
 
 def upright_size(image):
@@ -129,7 +130,9 @@ def read_photo(path, size=None, channels=3):
         box = decode_scaled(image, size) if size is not None else None
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+            levels = np.asarray(image)
+            levels = levels / 257 if levels.max() > 255 else levels
+            image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
         elif image.mode == "F":
             raise BadInput(f"{path}: floating-point pixels: save it with 8 bits a channel")
         elif image.has_transparency_data:
@@ -166,13 +169,14 @@ def palette_mask(image, path):
     palette = np.zeros((256, 3), np.uint8)
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette[: len(colours)] = colours
+    table = np.zeros(256, np.uint8)
     if (palette[used] == palette[used, :1]).all():
-        table = np.zeros(256, np.uint8)
         table[used] = cut(palette[used, 0])
-        return index if used.max() <= 1 and table[1] > table[0] else table[index]
-    if used.max() <= 1:
-        return index
-    raise no_mask(path, f"a palette of {len(used)} colours")
+    elif len(used) <= 2:
+        table[used] = used > (used[0] if len(used) == 2 else 0)
+    else:
+        raise no_mask(path, f"a palette of {len(used)} colours")
+    return index if used.max() <= 1 and table[1] > table[0] else table[index]
 
 
 def level_mask(image, path):
@@ -189,7 +193,8 @@ def level_mask(image, path):
     else:
         raise no_mask(path, f"pixels of kind {image.mode}")
     top = 65535 if levels.max() > 255 else 255
-    if np.mean((levels > top // 4) & (levels < top - top // 4)) > 0.5:
+    middle = (levels > top // 4) & (levels < top - top // 4)
+    if middle.mean() > 0.5 and len(np.unique(levels)) > 2:
         raise no_mask(path, "shades of grey in most places")
     return cut(levels, top // 2)
 
@@ -247,11 +252,14 @@ def list_images(folder):
         raise BadInput(f"{folder}: no such folder: check the path, or see README on the data")
     suffixes = Image.registered_extensions()
     found = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in suffixes and not stem.startswith(".") and entry.is_file():
-                found.setdefault(stem.lower(), []).append(entry.path)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be read ({error.strerror}): allow it") from None
+    for entry in entries:
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix.lower() in suffixes and not stem.startswith(".") and entry.is_file():
+            found.setdefault(stem.lower(), []).append(entry.path)
     if not found:
         raise BadInput(f"{folder}: holds no images: put them there, or name another folder")
     return found

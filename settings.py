@@ -7,7 +7,13 @@ from pathlib import Path
 from files import BadInput
 from utils import Parser, above_zero, whole
 
-FOLDERS = ("train_img_dir", "train_mask_dir", "val_img_dir", "val_mask_dir")
+FOLDERS = {  # and what they are called under --data-dir
+    "train_img_dir": "train_images",
+    "train_mask_dir": "train_masks",
+    "val_img_dir": "val_images",
+    "val_mask_dir": "val_masks",
+}
+OPTIONAL = ("VAL_IMG_DIR", "VAL_MASK_DIR", "CACHE_DIR", "NUM_WORKERS")  # constants that may be None
 
 
 def get_args_parser(constants, given_only=False):
@@ -23,6 +29,7 @@ def get_args_parser(constants, given_only=False):
     def flag(group, constant, help, *aliases, **kwargs):
         name = "--" + constant.lower().replace("_", "-")
         default = constants[constant]
+        check_constant(constant, default, **kwargs)
         if default is not None:
             shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
             help += f" (default: {shown})"
@@ -86,28 +93,48 @@ def get_args_parser(constants, given_only=False):
     return parser
 
 
+def check_constant(name, value, type=str, nargs=None, choices=None, **_):
+    """Hold an edited constant to what its flag would be held to. Raises BadInput."""
+    if value is None and name in OPTIONAL:
+        return
+    try:
+        if nargs and not isinstance(value, (tuple, list)):
+            raise argparse.ArgumentTypeError(f"{value} is no tuple")
+        for part in value if nargs else [value]:
+            type(str(part))
+        if choices and value not in choices:
+            raise argparse.ArgumentTypeError(f"{value} is not among {choices}")
+    except argparse.ArgumentTypeError as error:
+        raise BadInput(f"train.py: {name} = {value!r}: {error}: edit the constant") from None
+
+
 def read_flags(constants, argv):
     """(constants, given): all settings as the constants have them, and those the user typed."""
     defaults = vars(get_args_parser(constants).parse_args([]))
     given = vars(get_args_parser(constants, given_only=True).parse_args(argv))
+    for side in ("train", "val"):
+        if (f"{side}_img_dir" in given) != (f"{side}_mask_dir" in given):
+            raise BadInput(f"--{side}-img-dir and --{side}-mask-dir belong together: name both")
     for name in (*FOLDERS, "data_dir", "output_dir", "cache_dir"):
         if name in given:
             given[name] = os.path.abspath(given[name])
 
     if data_dir := given.pop("data_dir", None):
-        folders = {name: os.path.join(data_dir, Path(defaults[name]).name) for name in FOLDERS}
+        folders = {name: os.path.join(data_dir, folder) for name, folder in FOLDERS.items()}
         if not os.path.isdir(folders["val_img_dir"]):
             folders |= {"val_img_dir": None, "val_mask_dir": None}
         given = folders | given
-    elif "train_img_dir" in given or "train_mask_dir" in given:
+    elif "train_img_dir" in given:
         # Photos of the user's own are not validated on whatever lies in data/val_images.
         given = {"val_img_dir": None, "val_mask_dir": None} | given
     return {name: plain(value) for name, value in defaults.items()}, given
 
 
 def plain(value):
-    """A tuple as the list that a checkpoint gives back."""
-    return list(value) if isinstance(value, tuple) else value
+    """A constant as the checkpoint gives it back: tuples as lists, paths as text."""
+    if isinstance(value, tuple):
+        return list(value)
+    return os.fspath(value) if isinstance(value, Path) else value
 
 
 def choose_settings(defaults, start, given, checkpoint):
@@ -120,12 +147,13 @@ def choose_settings(defaults, start, given, checkpoint):
         return argparse.Namespace(**defaults | start | given)
 
     height, width = checkpoint["image_size"]
-    saved = {
+    network = {
         "image_height": height,
         "image_width": width,
         "features": checkpoint["model"]["features"],
         "in_channels": checkpoint["model"]["in_channels"],
-    } | checkpoint.get("settings", start)
+    }
+    saved = start | checkpoint.get("settings", {}) | network
     before = checkpoint.get("constants", defaults)
     edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
     changes = edited | given
@@ -137,6 +165,6 @@ def choose_settings(defaults, start, given, checkpoint):
                 "out to go on with it, or leave --load-model out to start afresh"
             )
     for name, value in changes.items():
-        if name != "load_model" and value != saved.get(name, value):
+        if value is not None and value != saved.get(name, value):
             print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
     return argparse.Namespace(**defaults | saved | changes)

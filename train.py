@@ -8,7 +8,6 @@
 Every constant below is also a flag; `python train.py --help` lists them.
 """
 
-import errno
 import math
 import os
 import shlex
@@ -95,9 +94,9 @@ def starting_settings(defaults, given):
     are no data, and no validation folder where that is not there."""
     if any(name in given for name in FOLDERS):
         return {}
-    if any((ROOT / defaults[name]).exists() for name in FOLDERS):
-        there = (ROOT / defaults["val_img_dir"]).exists()
-        return {} if there else {"val_img_dir": None, "val_mask_dir": None}
+    there = {name for name in FOLDERS if defaults[name] and (ROOT / defaults[name]).exists()}
+    if there:
+        return {} if "val_img_dir" in there else {"val_img_dir": None, "val_mask_dir": None}
     folder = ROOT / "data" / "demo"
     if not folder.exists():
         print(f"No photos in {TRAIN_IMG_DIR}: drawing a demo set into {shown(folder)}", flush=True)
@@ -167,6 +166,8 @@ class Run:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
         self.history = []  # one row of metrics.csv an epoch
+        self.saved_epoch = 0
+        self.best_since = 1  # the epoch from which on validation was on the photos of today
 
     @property
     def epoch(self):
@@ -175,8 +176,9 @@ class Run:
 
     @property
     def best(self):
-        """The history's row with the best validation Dice."""
-        return max(self.history, key=lambda row: row["dice"])
+        """The history's row with the best validation Dice, or None."""
+        rows = [row for row in self.history if row["epoch"] >= self.best_since]
+        return max(rows, key=lambda row: row["dice"], default=None)
 
     def set_learning_rate(self):
         """The coming epoch's: multiplied by gamma after every step_size epochs."""
@@ -207,6 +209,7 @@ class Run:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch": self.epoch,
             "best_dice": self.best["dice"],
+            "best_since": self.best_since,
             "history": self.history,
             "settings": {k: v for k, v in vars(settings).items() if k not in NOT_SAVED},
             "constants": defaults,
@@ -217,14 +220,20 @@ class Run:
         load_weights(self.model, checkpoint, filename)
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (KeyError, ValueError) as error:
-            raise BadInput(f"{filename}: holds no optimizer to go on with ({error})") from None
-        self.scaler.load_state_dict(checkpoint.get("scaler", {}))
-        self.history = checkpoint.get("history", [])
-        if "rng" in checkpoint:
-            torch.set_rng_state(checkpoint["rng"])
-            if checkpoint["cuda_rng"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+            if checkpoint.get("scaler"):  # empty from a run that needed none
+                self.scaler.load_state_dict(checkpoint["scaler"])
+            self.history = list(checkpoint.get("history", []))
+            self.saved_epoch = self.epoch
+            self.best_since = checkpoint.get("best_since", 1)
+            if "rng" in checkpoint:
+                torch.set_rng_state(checkpoint["rng"])
+                for device, state in enumerate(checkpoint["cuda_rng"][: torch.cuda.device_count()]):
+                    torch.cuda.set_rng_state(state, device)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"{filename}: its optimizer or history cannot be gone on with "
+                f"({type(error).__name__}: {error}): leave --load-model out to start afresh"
+            ) from None
 
 
 def train(run, train_loader, val_loader, device, output, defaults):
@@ -244,7 +253,7 @@ def train(run, train_loader, val_loader, device, output, defaults):
         if not math.isfinite(scores["loss"]):
             raise FloatingPointError(f"the validation loss is {scores['loss']}")
 
-        best_so_far = run.best["dice"] if run.history else -1
+        best_so_far = run.best["dice"] if run.best else -1
         run.history.append(
             {"epoch": epoch, "train_loss": loss, "val_loss": scores.pop("loss")}
             | scores
@@ -265,9 +274,15 @@ def train(run, train_loader, val_loader, device, output, defaults):
         if row["dice"] > best_so_far:
             save_checkpoint(state, output / BEST_CHECKPOINT)
         save_checkpoint(state, output / CHECKPOINT)
-        save_metrics(run.history, output / "metrics.csv")
-        save_curves(run.history, pictures / "training_curves.png")
+        run.saved_epoch = epoch
+        save_history(run, output)
         save_predictions_as_imgs(pictures_loader, run.model, pictures, device)
+
+
+def save_history(run, output):
+    """metrics.csv and the curves, both from the history that the checkpoint carries."""
+    save_metrics(run.history, output / "metrics.csv")
+    save_curves(run.history, output / "saved_images" / "training_curves.png")
 
 
 def some_of(loader, settings):
@@ -277,12 +292,11 @@ def some_of(loader, settings):
     return make_loader(Subset(loader.dataset, indices), settings.batch_size)
 
 
-def move_aside(output):
+def move_aside(output, names=(CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")):
     """Rename an earlier run's files to `*.previous`, or `*.2.previous` where that is taken, ..."""
     pictures = output / "saved_images"
-    files = [output / name for name in (CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")]
-    files = [file for file in files if file.exists()]
-    drawn = [file for file in pictures.glob("[!.]*")]
+    files = [output / name for name in names if (output / name).exists()]
+    drawn = list(pictures.glob("[!.]*"))
     if not files and not drawn:
         return
 
@@ -321,20 +335,32 @@ def main(argv=None):
     settings = choose_settings(defaults, start, given, checkpoint)
 
     device = pick_device(settings.device)
+    check_output(output)
+    check_size(settings)
     run = Run(settings, device)
     if checkpoint is not None:
         run.restore(checkpoint, shown(latest))
+        if run.history:  # a kill may have come between the checkpoint and these
+            save_history(run, output)
         if run.epoch >= settings.num_epochs:
             print(
-                f"{shown(latest)} has been trained for all of {settings.num_epochs} epochs: "
-                f"--epochs {2 * run.epoch} would go on"
+                f"{shown(latest)} has been trained for {run.epoch} epochs on "
+                f"{settings.train_img_dir}, and --epochs is {settings.num_epochs}: nothing is "
+                f"left to do; --epochs {2 * run.epoch} would go on"
             )
             return 0
     train_loader, val_loader = load_data(settings, device)
     print_settings(run, train_loader, val_loader, device)
 
-    prepare_output(output, fresh=checkpoint is None)
-    go_on = shlex.join(["python", "train.py", *(a for a in argv if a != "--load-model")])
+    if checkpoint is None:
+        move_aside(output)
+    elif not run.history:  # a classic checkpoint; whatever lies beside it is of another run
+        move_aside(output, names=(BEST_CHECKPOINT, "metrics.csv"))
+    elif any(checkpoint["settings"][name] != getattr(settings, name) for name in FOLDERS):
+        print("Other photos than the checkpoint's: the best score starts anew")
+        move_aside(output, names=(BEST_CHECKPOINT,))
+        run.best_since = run.epoch + 1
+
     try:
         train(run, train_loader, val_loader, device, output, defaults)
     except FloatingPointError as error:
@@ -343,12 +369,14 @@ def main(argv=None):
             f"{saved_so_far(run, latest)}"
         ) from None
     except KeyboardInterrupt:
-        print(f"\nStopped in epoch {run.epoch + 1}; {saved_so_far(run, latest)}", file=sys.stderr)
-        print(f"To go on: {go_on} --load-model", file=sys.stderr)
+        again = ["python", "train.py", *(flag for flag in argv if flag != "--load-model")]
+        again += ["--load-model"] if run.saved_epoch else []
+        print(f"\nStopped; {saved_so_far(run, latest)}", file=sys.stderr)
+        print(f"To go on: {shlex.join(again)}", file=sys.stderr)
         return 130
 
     evaluate = "python test.py"
-    if "output_dir" in given:
+    if output.resolve() != ROOT:
         evaluate += f" --output-dir {shlex.quote(shown(output))}"
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     print(
@@ -363,8 +391,15 @@ def main(argv=None):
     return 0
 
 
-def load_data(settings, device):
-    """The two loaders that the settings describe."""
+def check_output(output):
+    """Raises BadInput where the output folder cannot be made or written to."""
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"{shown(output)}: cannot be written: name another --output-dir")
+
+
+def check_size(settings):
+    """Raises BadInput where the network's levels would leave nothing of a photo."""
     levels = len(settings.features)
     smallest = 2 ** (levels + 1)  # leaves 2x2 pixels at the bottom, which BatchNorm needs
     if min(settings.image_height, settings.image_width) < smallest:
@@ -373,6 +408,10 @@ def load_data(settings, device):
             f"the {levels} levels of --features halve a photo as often, so both must be at least "
             f"{smallest}"
         )
+
+
+def load_data(settings, device):
+    """The two loaders that the settings describe."""
     folders = [getattr(settings, name) for name in FOLDERS]
     workers = settings.num_workers
     if workers is None:
@@ -407,24 +446,10 @@ def print_settings(run, train_loader, val_loader, device):
     )
 
 
-def prepare_output(output, fresh):
-    """The output folder, writable, and without an earlier run's files for a fresh one."""
-    try:
-        (output / "saved_images").mkdir(parents=True, exist_ok=True)
-        if fresh:
-            move_aside(output)
-        if not os.access(output, os.W_OK):
-            raise PermissionError(errno.EROFS, "read-only")
-    except OSError as error:
-        raise BadInput(
-            f"{shown(output)}: cannot be written ({error.strerror}): name another --output-dir"
-        ) from None
-
-
 def saved_so_far(run, latest):
-    if run.epoch == 0:
+    if run.saved_epoch == 0:
         return "nothing was saved before the end of the first epoch"
-    return f"{shown(latest)} holds the run up to the end of epoch {run.epoch}"
+    return f"{shown(latest)} holds the run up to the end of epoch {run.saved_epoch}"
 
 
 if __name__ == "__main__":

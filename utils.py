@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import math
+import os
 import pickle
 import re
 import sys
@@ -46,6 +47,8 @@ def pick_device(name="auto"):
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cuda", "mps", "cpu"):
+            raise RuntimeError("it is none of cuda, mps and cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -79,6 +82,11 @@ def autocast(device):
 # Scores -------------------------------------------------------------------------------------------
 
 
+def predicted_masks(logits, threshold):
+    """True where the probability is above the threshold; at 0.5, where the logit is above 0."""
+    return logits > math.log(threshold / (1 - threshold))
+
+
 def score_batch(logits, masks, threshold=0.5):
     """Scores of each image by itself, so that they do not depend on the batch it came in.
 
@@ -95,7 +103,7 @@ def score_batch(logits, masks, threshold=0.5):
     if logits.shape[-2:] != masks.shape[-2:]:
         logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
     loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1).mean(1)
-    predicted = (logits > math.log(threshold / (1 - threshold))).flatten(1)
+    predicted = predicted_masks(logits, threshold).flatten(1)
     true = (masks > 0.5).flatten(1)
     counts = torch.stack(
         [(predicted == true).sum(1), (predicted & true).sum(1), predicted.sum(1) + true.sum(1)]
@@ -170,6 +178,8 @@ def load_checkpoint(filename=CHECKPOINT, model=None):
             checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise BadInput(f"{filename}: no such checkpoint: train one with python train.py") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise BadInput(f"{filename}: cannot be read ({error.strerror}): name a file") from None
     except Exception as error:  # a broken file makes torch raise whatever it likes
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(filename):
             what = "holds more than tensors and plain values, and could run code if it were loaded"
@@ -179,6 +189,9 @@ def load_checkpoint(filename=CHECKPOINT, model=None):
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise BadInput(f"{filename}: no checkpoint of a U-Net: it has no state_dict")
     checkpoint = CLASSIC | checkpoint | {"model": model_arguments(checkpoint, filename)}
+    if checkpoint["model"]["out_channels"] != 1:
+        channels = checkpoint["model"]["out_channels"]
+        raise BadInput(f"{filename}: gives {channels} masks a photo: a network for one is needed")
     if model is not None:
         load_weights(model, checkpoint, filename)
     return checkpoint
@@ -233,7 +246,7 @@ def save_predictions_as_imgs(loader, model, folder, device, threshold=0.5, norma
     for batch, (images, masks) in enumerate(loader):
         with torch.inference_mode(), autocast(device):
             logits = model(images.to(device)).float().cpu()
-        predicted = (logits.sigmoid() > threshold).float()
+        predicted = predicted_masks(logits, threshold).float()
         with write_aside(folder / f"pred_{batch}.png") as file:
             save_image(predicted, file, format="png")
         with write_aside(folder / f"gt_{batch}.png") as file:
@@ -265,7 +278,7 @@ def draw_panel(name, image, mask, logits, threshold=0.5, normalization=None):
     photo = image.permute(1, 2, 0).numpy() * n["std"] + n["mean"]
     photo = (photo.clip(0, 1) * 255).astype(np.uint8)
     photo = np.broadcast_to(photo, (*photo.shape[:2], 3))
-    true, predicted = mask[0].numpy() > 0.5, logits[0].sigmoid().numpy() > threshold
+    true, predicted = mask[0].numpy() > 0.5, predicted_masks(logits, threshold)[0].numpy()
 
     differ = np.repeat(photo.mean(axis=2, keepdims=True) * 0.5, 3, axis=2).astype(np.uint8)
     differ[true & ~predicted] = (230, 60, 50)
@@ -362,8 +375,12 @@ def run_script(main):
     try:
         sys.exit(main())
     except BadInput as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        # From a data loader's worker it comes wrapped in the worker's traceback.
+        print(f"error: {str(problem).rpartition('files.BadInput: ')[2]}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # python test.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

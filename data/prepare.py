@@ -64,10 +64,15 @@ def prepare_carvana(source, target=DATA):
     if len(cars) < 2:
         raise BadInput(f"{source}: {len(cars)} cars, and the split needs two: get the whole files")
     held_out = validation_cars(cars)
-    aside = target / ".carvana.partial"
-    there = [target / folder for folder in FOLDERS if (target / folder).exists()]
-    if there and not aside.exists():
-        raise BadInput(f"{there[0]}: exists already: move it away, or name another --output-dir")
+    # Named after what it is made from: what another source left there would not be the same split.
+    digest = hashlib.blake2b(" ".join(sorted(photos)).encode(), digest_size=8).hexdigest()
+    aside = target / f".carvana-{digest}.partial"
+    for other in set(target.glob(".carvana-*.partial")) - {aside}:
+        shutil.rmtree(other)
+    for folder in FOLDERS:
+        if (target / folder).exists() and (not aside.exists() or (aside / folder).exists()):
+            path = target / folder
+            raise BadInput(f"{path}: exists already: move it away, or name another --output-dir")
     # Where each folder is now: in its place, if a run was killed while it renamed them.
     places = {f: target / f if (target / f).exists() else aside / f for f in FOLDERS}
     for place in places.values():
@@ -188,9 +193,9 @@ def download(folder):
             f"~/.kaggle/kaggle.json and accept the rules on kaggle.com/c/{COMPETITION}/rules"
         )
     for name in ("train.zip", "train_masks.zip"):
-        if (Path(folder) / name).exists():
+        if zipfile.is_zipfile(Path(folder) / name):
             continue
-        command = ["kaggle", "competitions", "download", "-c", COMPETITION, "-f", name]
+        command = ["kaggle", "competitions", "download", "--force", "-c", COMPETITION, "-f", name]
         done = subprocess.run([*command, "-p", str(folder)], check=False)
         if done.returncode:
             raise BadInput(
@@ -208,8 +213,15 @@ def listing(what, problems):
 # The command line ---------------------------------------------------------------------------------
 
 
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="draw the demo set into data/demo")
     carvana = commands.add_parser("carvana", help="unpack the challenge's photos and masks")
@@ -228,8 +240,13 @@ def main():
             if args.download:
                 download(args.source)
             prepare_carvana(args.source, args.output_dir)
-    except (BadInput, OSError) as problem:
+    except BadInput as problem:
         print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except OSError as problem:
+        path, reason = problem.filename or args.output_dir, problem.strerror or problem
+        remedy = "free some space, or name another --output-dir"
+        print(f"error: {path}: {reason}: {remedy}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)

@@ -1,5 +1,6 @@
 """What the tests share: small photos and masks on disk, and a way to call a script."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import train
 import utils
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --device cpu".split()
 
 
 def draw_pair(rng, size):
@@ -58,6 +61,22 @@ def call(capsys):
         return stop.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def fit(call, data, tmp_path):
+    """Train a small network on `data`: fit(folder, *flags) -> (code, stdout, stderr)."""
+
+    def fit(folder, *flags):
+        folders = ["--data-dir", data, "--output-dir", tmp_path / folder]
+        return call(train.main, *folders, *SMALL, "--lr", "1e-2", *flags)
+
+    return fit
+
+
+def rows(folder):
+    with open(folder / "metrics.csv") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="session")

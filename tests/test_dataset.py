@@ -169,6 +169,16 @@ def test_a_cache_is_built_once_and_again_when_a_photo_changes(data):
     assert [path.name for path in (data / ".cache").iterdir()] == [second.path.name]
 
 
+def test_folders_of_equal_name_may_share_a_cache_folder(tmp_path):
+    folders = [write_pairs(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    for _ in range(2):
+        loaders = get_loaders(
+            *folders[0], *folders[1], 4, size=(16, 24), cache_dir=tmp_path / "cache"
+        )
+        assert [len(list(loader)) for loader in loaders] == [3, 3]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_a_cache_sent_to_a_worker_leaves_its_map_behind(data):
     pairs = find_pairs(data / "train_images", data / "train_masks")
     cache = build_cache(pairs, (16, 24), 3, data / "train_images")

@@ -135,6 +135,9 @@ def test_photos_of_every_kind_become_upright_rgb_or_grey(tmp_path, size):
         assert photo.shape == (*(size or ((40, 20) if turned else (20, 40))), 3), path.name
         assert np.abs(photo.astype(int) - (200, 10, 10)).max() < 12, path.name
         assert read_photo(path, size, channels=1).shape == (*photo.shape[:2], 1)
+    odd = Image.Exif()
+    odd[0x0112] = 9  # there is no such orientation
+    assert read_photo(save(tmp_path / "odd.jpg", red, exif=odd)).shape == (20, 40, 3)
     deep = save(tmp_path / "deep.png", np.full((20, 40), 30000, np.uint16))
     assert (read_photo(deep) == 116).all() and (read_photo(deep, channels=1) == 116).all()
 
@@ -190,6 +193,7 @@ RIGHT_HALF = np.repeat([[0, 0, 1, 1]], 3, axis=0)
         palette_image(RIGHT_HALF, [BLACK, [1, 1, 1]]),
         palette_image(RIGHT_HALF, [RED, GREEN]),
         palette_image(RIGHT_HALF * 2, [BLACK, RED, WHITE]),
+        palette_image(RIGHT_HALF * 255, [BLACK] * 255 + [RED]),
         Image.fromarray(RIGHT_HALF.astype(np.uint8)),
         Image.fromarray((RIGHT_HALF * 255).astype(np.uint8)),
         Image.fromarray((RIGHT_HALF * 128).astype(np.uint8)),
@@ -210,6 +214,12 @@ def test_a_mask_is_cut_at_127(tmp_path):
     assert read_mask(save(tmp_path / "m.png", levels))[0].tolist() == [0, 0, 1, 1]
 
 
+def test_a_mask_of_two_levels_may_cover_any_share(tmp_path):
+    mask = np.full((10, 10), 128, np.uint8)
+    mask[0] = 0
+    assert read_mask(save(tmp_path / "m.png", mask)).sum() == 90
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_empty_and_full_masks(tmp_path, level):
     mask = np.full((4, 4), level, np.uint8)
@@ -222,7 +232,7 @@ def test_empty_and_full_masks(tmp_path, level):
     [
         palette_image([[0, 1, 2, 2]], [BLACK, RED, GREEN]),
         Image.new("RGB", (4, 4), (200, 30, 30)),
-        Image.fromarray(np.full((8, 8), 120, np.uint8)),
+        Image.fromarray(np.arange(100, 164, dtype=np.uint8).reshape(8, 8)),
         Image.new("F", (4, 4)),
     ],
 )

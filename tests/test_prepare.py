@@ -1,4 +1,6 @@
+import hashlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -27,7 +29,7 @@ def zips(tmp_path):
     source.mkdir()
     for name, folder in (("train", images), ("train_masks", masks)):
         with zipfile.ZipFile(source / f"{name}.zip", "w") as archive:
-            archive.mkdir(name)
+            archive.writestr(f"{name}/", b"")
             for path in sorted(folder.iterdir()):
                 archive.write(path, f"{name}/{path.name}")
     return source
@@ -74,10 +76,10 @@ def test_the_split_is_that_of_dataset_py():
 def test_a_killed_run_goes_on_where_it_stopped(zips, tmp_path):
     prepare_carvana(zips, tmp_path / "whole")
     command = [sys.executable, ROOT / "data/prepare.py", "carvana", zips, "--output-dir"]
-    aside = tmp_path / "killed" / ".carvana.partial"
+    killed = tmp_path / "killed"
     for copied in (1, 12, 30):
         process = subprocess.Popen([*command, tmp_path / "killed"])
-        while process.poll() is None and len(list(aside.rglob("*.*"))) < copied:
+        while process.poll() is None and len(list(killed.rglob("*_*.*"))) < copied:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -89,7 +91,9 @@ def test_a_killed_run_goes_on_where_it_stopped(zips, tmp_path):
 def test_a_kill_between_the_last_renames_is_mended(zips, tmp_path):
     prepare_carvana(zips, tmp_path / "data")
     whole = contents(tmp_path / "data")
-    aside = tmp_path / "data" / ".carvana.partial"
+    names = sorted(path.stem for path in (tmp_path / "data").glob("*_images/*"))
+    digest = hashlib.blake2b(" ".join(names).encode(), digest_size=8).hexdigest()
+    aside = tmp_path / "data" / f".carvana-{digest}.partial"
     aside.mkdir()
     for name in ("train_images", "train_masks"):
         os.replace(tmp_path / "data" / name, aside / name)
@@ -103,6 +107,31 @@ def test_folders_that_exist_are_not_touched(zips, tmp_path):
     with pytest.raises(BadInput, match="train_images: exists already"):
         prepare_carvana(zips, tmp_path / "data")
     assert contents(tmp_path / "data") == before
+
+
+def test_what_another_source_left_is_neither_used_nor_mixed_in(zips, tmp_path):
+    smaller = tmp_path / "smaller"
+    shutil.copytree(zips, smaller)
+    for name in ("train", "train_masks"):
+        rewrite(
+            smaller / f"{name}.zip", lambda n, c: c if n.split("/")[1] < "000000000003" else None
+        )
+    rewrite(smaller / "train.zip", lambda n, c: c[:-300] if "000000000001_02" in n else c)
+    with pytest.raises(BadInput, match="000000000001_02"):
+        prepare_carvana(smaller, tmp_path / "data")
+    prepare_carvana(zips, tmp_path / "data")
+    prepare_carvana(zips, tmp_path / "afresh")
+    assert contents(tmp_path / "data") == contents(tmp_path / "afresh")
+
+
+def test_photos_of_the_users_beside_a_killed_run_are_not_mixed_with_the_challenges(zips, tmp_path):
+    rewrite(zips / "train.zip", lambda n, c: c[:-300] if "000000000005_01" in n else c)
+    with pytest.raises(BadInput):
+        prepare_carvana(zips, tmp_path / "data")
+    write_pairs(tmp_path / "data", cars=1)
+    with pytest.raises(BadInput, match="train_images: exists already"):
+        prepare_carvana(zips, tmp_path / "data")
+    assert len(os.listdir(tmp_path / "data/train_images")) == 2
 
 
 def link(name):
@@ -227,6 +256,18 @@ def test_the_demos_masks_cover_a_car_and_differ_by_view_and_car(demo):
     assert coverage.min() > 0.06 and coverage.max() < 0.45
     assert len({mask.tobytes() for mask in masks}) == 64
     assert not masks[:, :10].any() and not masks[:, -4:].any(), "no car is cut off"
+
+
+@pytest.mark.parametrize("flags", [[], ["carvana"], ["nonsense"], ["demo", "--nonsense"]])
+def test_wrong_flags_are_answered_in_one_line(flags):
+    done = run_prepare(*flags)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(zips):
+    done = run_prepare("carvana", zips, "--output-dir", "/dev/null/x")
+    assert done.returncode == 2 and "/dev/null/x" in done.stderr and "--output-dir" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_demo_that_exists_is_not_drawn_over(demo):

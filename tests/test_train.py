@@ -1,4 +1,4 @@
-import csv
+import argparse
 import os
 import re
 import shutil
@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT, write_pairs
+from conftest import ROOT, SMALL, rows, write_pairs
 from PIL import Image
 
 import files
@@ -18,24 +18,7 @@ import train
 from data import draw_demo, prepare
 from utils import load_checkpoint, save_checkpoint
 
-SMALL = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --device cpu".split()
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
-
-
-@pytest.fixture
-def fit(call, data, tmp_path):
-    """Train a small network on `data`: fit(folder, *flags) -> (code, stdout, stderr)."""
-
-    def fit(folder, *flags):
-        folders = ["--data-dir", data, "--output-dir", tmp_path / folder]
-        return call(train.main, *folders, *SMALL, "--lr", "1e-2", *flags)
-
-    return fit
-
-
-def rows(folder):
-    with open(folder / "metrics.csv") as file:
-        return list(csv.DictReader(file))
 
 
 def assert_same(a, b):
@@ -123,24 +106,6 @@ def test_resuming_a_finished_run_says_so(fit, tmp_path):
     assert (tmp_path / "run" / train.CHECKPOINT).read_bytes() == before
 
 
-def test_resuming_takes_settings_from_the_checkpoint(call, fit, tmp_path):
-    fit("run", "--epochs", 1)
-    flags = ["--output-dir", tmp_path / "run", "--load-model", "--epochs", 2, "--lr", "0.003"]
-    code, out, err = call(train.main, *flags)
-    assert code == 0, err
-    assert "learning_rate: 0.003, as given, instead of the checkpoint's 0.01" in out
-    assert [row["learning_rate"] for row in rows(tmp_path / "run")] == ["0.01", "0.003"]
-
-
-def test_a_constant_edited_between_two_runs_counts_as_given(fit, tmp_path, monkeypatch, call):
-    fit("run")
-    monkeypatch.setattr(train, "NUM_EPOCHS", 11)
-    monkeypatch.setattr(train, "LOAD_MODEL", True)
-    code, out, _ = call(train.main, "--output-dir", tmp_path / "run")
-    assert code == 0 and "num_epochs: 11, as given, instead of the checkpoint's 10" in out
-    assert len(rows(tmp_path / "run")) == 11
-
-
 def test_a_classic_checkpoint_is_gone_on_with(call, data, tmp_path):
     model = train.UNet(features=(4, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -152,6 +117,77 @@ def test_a_classic_checkpoint_is_gone_on_with(call, data, tmp_path):
     code, out, err = call(train.main, *flags, "--device", "cpu")
     assert code == 0, err
     assert "features 4 8" in out and "160x240" in out
+
+
+def test_a_classic_checkpoint_without_data_keeps_its_own_network(call, repository, monkeypatch):
+    monkeypatch.setattr(draw_demo, "CARS", 2)
+    monkeypatch.setattr(draw_demo, "VAL_CARS", 1)
+    model = train.UNet(features=(4, 8))
+    optimizer = torch.optim.Adam(model.parameters())
+    state = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    save_checkpoint(state, repository / train.CHECKPOINT)
+    flags = ["--load-model", "--epochs", 1, "--output-dir", repository]
+    code, out, err = call(train.main, *flags, "--device", "cpu")
+    assert code == 0 and "Network: features 4 8," in out and "160x240" in out, err
+
+
+def test_a_run_with_a_loss_scaler_goes_on_from_one_without(fit, tmp_path, monkeypatch):
+    fit("run", "--epochs", 1)
+    checkpoint = load_checkpoint(tmp_path / "run" / train.CHECKPOINT)
+    monkeypatch.setattr(train, "amp_dtype", lambda device: torch.float16)
+    run = train.Run(argparse.Namespace(**checkpoint["settings"]), torch.device("cpu"))
+    run.restore(checkpoint, "checkpoint")
+    assert run.scaler.is_enabled() and run.epoch == 1
+
+
+def test_on_other_photos_the_best_score_starts_anew(fit, tmp_path):
+    fit("run", "--epochs", 25)
+    best = (tmp_path / "run" / train.BEST_CHECKPOINT).read_bytes()
+    write_pairs(tmp_path / "other", cars=3, seed=5)
+    code, out, err = fit(
+        "run", "--load-model", "--epochs", 26, "--data-dir", tmp_path / "other", "--lr", "1"
+    )
+    assert code == 0 and "the best score starts anew" in out, err
+    assert "after epoch 26" in out
+    assert (tmp_path / "run" / f"{train.BEST_CHECKPOINT}.previous").read_bytes() == best
+
+
+def test_a_kill_between_checkpoint_and_table_is_mended_on_resuming(fit, tmp_path):
+    fit("run", "--epochs", 2)
+    table = (tmp_path / "run" / "metrics.csv").read_text()
+    (tmp_path / "run" / "metrics.csv").write_text("".join(table.splitlines(True)[:2]))
+    code, _, _ = fit("run", "--epochs", 2, "--load-model")
+    assert code == 0 and (tmp_path / "run" / "metrics.csv").read_text() == table
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"optimizer": [1]}, {"optimizer": None}, {"history": 3}, {"rng": 0}, {"history": [{}]}],
+)
+def test_a_checkpoint_that_cannot_be_gone_on_with_is_refused_in_one_line(fit, tmp_path, damage):
+    fit("run", "--epochs", 1)
+    path = tmp_path / "run" / train.CHECKPOINT
+    torch.save(torch.load(path, weights_only=True) | damage, path)
+    code, _, err = fit("run", "--epochs", 2, "--load-model")
+    assert code == 2 and "start afresh" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_file_that_breaks_during_training_is_named_in_one_line(fit, data, monkeypatch):
+    photo = sorted((data / "train_images").iterdir())[0]
+    load_data = train.load_data
+
+    def load_then_break(*args):
+        loaders = load_data(*args)
+        photo.write_bytes(photo.read_bytes()[:-300])
+        return loaders
+
+    monkeypatch.setattr(train, "load_data", load_then_break)
+    for workers in (0, 1):
+        code, _, err = fit("run", "--no-cache", "--num-workers", workers)
+        assert code == 2 and err.startswith("error: ") and photo.name in err
+        assert len(err.strip().splitlines()) == 1
+        monkeypatch.setattr(train, "load_data", load_data)
+        break
 
 
 def test_an_earlier_run_is_moved_aside_never_overwritten(fit, tmp_path):
@@ -234,32 +270,6 @@ def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, t
 # Bad input: exit code 2, one line, and nothing of the run on disk
 
 
-@pytest.mark.parametrize(
-    "flags, line",
-    [
-        ("--features 0", "no whole number"),
-        ("--features", "expected at least one argument"),
-        ("--features a", "no whole number"),
-        ("--image-height 0", "no whole number from 1"),
-        ("--image-width 1.5", "no whole number"),
-        ("--image-height 7", "must be at least 8"),
-        ("--in-channels 2", "invalid choice"),
-        ("--batch-size 0", "no whole number"),
-        ("--lr 0", "no number above 0"),
-        ("--lr nan", "no number above 0"),
-        ("--epochs -1", "no whole number"),
-        ("--device nonsense", "--device nonsense: cannot be used here"),
-        ("--train-img-dir nowhere --train-mask-dir nowhere", "nowhere: no such folder"),
-        ("--val-img-dir nowhere --val-mask-dir nowhere", "nowhere: no such folder"),
-        ("--nonsense", "unrecognized arguments"),
-    ],
-)
-def test_flags_that_make_no_sense_are_refused(fit, tmp_path, flags, line):
-    code, out, err = fit("run", *flags.split())
-    assert code == 2 and line in err and len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
 def test_bad_photos_leave_an_earlier_run_alone(fit, data, tmp_path):
     fit("run", "--epochs", 1)
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
@@ -268,12 +278,6 @@ def test_bad_photos_leave_an_earlier_run_alone(fit, data, tmp_path):
     code, _, err = fit("run", "--epochs", 1)
     assert code == 2 and photo.name in err and "truncated" in err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
-
-
-def test_other_features_than_the_checkpoints_are_refused(fit):
-    fit("run", "--epochs", 1)
-    code, _, err = fit("run", "--load-model", "--features", 4, 8, 16)
-    assert code == 2 and "the checkpoint's network has [4, 8]" in err
 
 
 def test_a_broken_checkpoint_is_refused_and_stays(fit, tmp_path):

@@ -141,7 +141,7 @@ def test_files_that_are_no_checkpoints_are_refused_by_name(tmp_path, monkeypatch
         "cut": "cut off",
         "text": "no checkpoint",
         "empty": "no checkpoint",
-        "folder": "no checkpoint",
+        "folder": "cannot be read",
         "bare pickle": "no checkpoint",
         "code": "could run code",
         "list": "no state_dict",
