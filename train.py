@@ -9,7 +9,6 @@ Every constant below is also a flag; `python train.py --help` lists them.
 """
 
 import math
-import os
 import shlex
 import sys
 import time
@@ -22,24 +21,20 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from data import prepare
-from dataset import VAL_FRACTION, get_loaders, make_loader
+from dataset import get_loaders, make_loader
 from files import BadInput, cpu_count
-from model import UNet
+from run import Run, check_output, move_aside, shown
 from settings import FOLDERS, choose_settings, plain, read_flags
 from utils import (
     BEST_CHECKPOINT,
     CHECKPOINT,
-    CLASSIC,
     amp_dtype,
     autocast,
     check_accuracy,
     load_checkpoint,
-    load_weights,
     pick_device,
     run_script,
     save_checkpoint,
-    save_curves,
-    save_metrics,
     save_predictions_as_imgs,
 )
 
@@ -85,7 +80,6 @@ DEMO = {
     "num_epochs": 12,
 }
 
-NOT_SAVED = ("load_model", "output_dir")  # settings of one call, not of the run
 PICTURES = 16  # validation photos that are drawn after each epoch
 
 
@@ -107,11 +101,6 @@ def starting_settings(defaults, given):
     own = ", ".join(f"{name} {value}" for name, value in DEMO.items() if name not in FOLDERS)
     print(f"Training on the demo set in {shown(folder)} with its own settings: {own}")
     return {name: plain(value) for name, value in DEMO.items()}
-
-
-def shown(path):
-    """A path as short as it can be typed from here."""
-    return min(str(path), os.path.relpath(path), key=len)
 
 
 # Training -----------------------------------------------------------------------------------------
@@ -155,87 +144,6 @@ def train_one_epoch(loader, model, optimizer, scaler, device, description=""):
     return loss_sum.item() / photos, photos / (time.perf_counter() - start)
 
 
-class Run:
-    """What a run carries from epoch to epoch; its checkpoint holds all of it."""
-
-    def __init__(self, settings, device):
-        torch.manual_seed(settings.seed)
-        self.settings = settings
-        self.model = UNet(in_channels=settings.in_channels, features=settings.features)
-        self.model.to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
-        self.history = []  # one row of metrics.csv an epoch
-        self.saved_epoch = 0
-        self.best_since = 1  # the epoch from which on validation was on the photos of today
-
-    @property
-    def epoch(self):
-        """Epochs trained so far."""
-        return self.history[-1]["epoch"] if self.history else 0
-
-    @property
-    def best(self):
-        """The history's row with the best validation Dice, or None."""
-        rows = [row for row in self.history if row["epoch"] >= self.best_since]
-        return max(rows, key=lambda row: row["dice"], default=None)
-
-    def set_learning_rate(self):
-        """The coming epoch's: multiplied by gamma after every step_size epochs."""
-        settings = self.settings
-        drops = self.epoch // settings.step_size if settings.step_size else 0
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * settings.gamma**drops
-        return group["lr"]
-
-    def state(self, defaults):
-        """The checkpoint: tensors and plain values only."""
-        settings = self.settings
-        return {
-            "state_dict": self.model.state_dict(),
-            "model": {
-                "in_channels": settings.in_channels,
-                "out_channels": 1,
-                "features": settings.features,
-            },
-            "image_size": [settings.image_height, settings.image_width],
-            "normalization": CLASSIC["normalization"],
-            "threshold": CLASSIC["threshold"],
-            "val_fraction": VAL_FRACTION,
-            # From here on, what only resuming needs.
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "epoch": self.epoch,
-            "best_dice": self.best["dice"],
-            "best_since": self.best_since,
-            "history": self.history,
-            "settings": {k: v for k, v in vars(settings).items() if k not in NOT_SAVED},
-            "constants": defaults,
-        }
-
-    def restore(self, checkpoint, filename):
-        """Take up where a checkpoint stopped; a classic one has only weights and Adam's moments."""
-        load_weights(self.model, checkpoint, filename)
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            if checkpoint.get("scaler"):  # empty from a run that needed none
-                self.scaler.load_state_dict(checkpoint["scaler"])
-            self.history = list(checkpoint.get("history", []))
-            self.saved_epoch = self.epoch
-            self.best_since = checkpoint.get("best_since", 1)
-            if "rng" in checkpoint:
-                torch.set_rng_state(checkpoint["rng"])
-                for device, state in enumerate(checkpoint["cuda_rng"][: torch.cuda.device_count()]):
-                    torch.cuda.set_rng_state(state, device)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"{filename}: its optimizer or history cannot be gone on with "
-                f"({type(error).__name__}: {error}): leave --load-model out to start afresh"
-            ) from None
-
-
 def train(run, train_loader, val_loader, device, output, defaults):
     """Train the epochs that are left; after each, write checkpoints, metrics.csv and pictures."""
     settings, pictures = run.settings, output / "saved_images"
@@ -275,14 +183,8 @@ def train(run, train_loader, val_loader, device, output, defaults):
             save_checkpoint(state, output / BEST_CHECKPOINT)
         save_checkpoint(state, output / CHECKPOINT)
         run.saved_epoch = epoch
-        save_history(run, output)
+        run.save_history(output)
         save_predictions_as_imgs(pictures_loader, run.model, pictures, device)
-
-
-def save_history(run, output):
-    """metrics.csv and the curves, both from the history that the checkpoint carries."""
-    save_metrics(run.history, output / "metrics.csv")
-    save_curves(run.history, output / "saved_images" / "training_curves.png")
 
 
 def some_of(loader, settings):
@@ -290,32 +192,6 @@ def some_of(loader, settings):
     count = len(loader.dataset)
     indices = np.unique(np.linspace(0, count - 1, min(PICTURES, count)).astype(int)).tolist()
     return make_loader(Subset(loader.dataset, indices), settings.batch_size)
-
-
-def move_aside(output, names=(CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")):
-    """Rename an earlier run's files to `*.previous`, or `*.2.previous` where that is taken, ..."""
-    pictures = output / "saved_images"
-    files = [output / name for name in names if (output / name).exists()]
-    drawn = list(pictures.glob("[!.]*"))
-    if not files and not drawn:
-        return
-
-    taken = {path.name for path in output.glob("*.previous")}
-    suffix, number = ".previous", 1
-    while any(file.name + suffix in taken for file in (*files, pictures)):
-        number += 1
-        suffix = f".{number}.previous"
-    for file in files:
-        file.rename(output / (file.name + suffix))
-    if drawn:
-        old_pictures = output / (pictures.name + suffix)
-        old_pictures.mkdir()
-        for file in drawn:
-            file.rename(old_pictures / file.name)
-    print(
-        f"An earlier run's files in {shown(output)} are now called *{suffix}; to go on with that "
-        "run instead, stop, rename them back and add --load-model"
-    )
 
 
 def main(argv=None):
@@ -341,7 +217,7 @@ def main(argv=None):
     if checkpoint is not None:
         run.restore(checkpoint, shown(latest))
         if run.history:  # a kill may have come between the checkpoint and these
-            save_history(run, output)
+            run.save_history(output)
         if run.epoch >= settings.num_epochs:
             print(
                 f"{shown(latest)} has been trained for {run.epoch} epochs on "
@@ -365,13 +241,13 @@ def main(argv=None):
         train(run, train_loader, val_loader, device, output, defaults)
     except FloatingPointError as error:
         raise BadInput(
-            f"{error} of epoch {run.epoch + 1}: try --lr {settings.learning_rate / 10:g}; "
-            f"{saved_so_far(run, latest)}"
+            f"epoch {run.epoch + 1}: {error}: try --lr {settings.learning_rate / 10:g}; "
+            f"{run.saved_so_far(shown(latest))}"
         ) from None
     except KeyboardInterrupt:
         again = ["python", "train.py", *(flag for flag in argv if flag != "--load-model")]
         again += ["--load-model"] if run.saved_epoch else []
-        print(f"\nStopped; {saved_so_far(run, latest)}", file=sys.stderr)
+        print(f"\nStopped; {run.saved_so_far(shown(latest))}", file=sys.stderr)
         print(f"To go on: {shlex.join(again)}", file=sys.stderr)
         return 130
 
@@ -389,13 +265,6 @@ def main(argv=None):
         f"  evaluate     {evaluate}"
     )
     return 0
-
-
-def check_output(output):
-    """Raises BadInput where the output folder cannot be made or written to."""
-    there = next(path for path in (output, *output.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"{shown(output)}: cannot be written: name another --output-dir")
 
 
 def check_size(settings):
@@ -444,12 +313,6 @@ def print_settings(run, train_loader, val_loader, device):
         f"learning rate {settings.learning_rate:g}, seed {settings.seed}",
         flush=True,
     )
-
-
-def saved_so_far(run, latest):
-    if run.saved_epoch == 0:
-        return "nothing was saved before the end of the first epoch"
-    return f"{shown(latest)} holds the run up to the end of epoch {run.saved_epoch}"
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ from conftest import ROOT, SMALL, rows, write_pairs
 from PIL import Image
 
 import files
+import run as run_module
 import test as evaluation
 import train
 from data import draw_demo, prepare
+from model import UNet
+from run import Run
 from utils import load_checkpoint, save_checkpoint
 
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
@@ -107,7 +110,7 @@ def test_resuming_a_finished_run_says_so(fit, tmp_path):
 
 
 def test_a_classic_checkpoint_is_gone_on_with(call, data, tmp_path):
-    model = train.UNet(features=(4, 8))
+    model = UNet(features=(4, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     model(torch.rand(2, 3, 32, 32)).mean().backward()
     optimizer.step()
@@ -122,7 +125,7 @@ def test_a_classic_checkpoint_is_gone_on_with(call, data, tmp_path):
 def test_a_classic_checkpoint_without_data_keeps_its_own_network(call, repository, monkeypatch):
     monkeypatch.setattr(draw_demo, "CARS", 2)
     monkeypatch.setattr(draw_demo, "VAL_CARS", 1)
-    model = train.UNet(features=(4, 8))
+    model = UNet(features=(4, 8))
     optimizer = torch.optim.Adam(model.parameters())
     state = {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
     save_checkpoint(state, repository / train.CHECKPOINT)
@@ -134,8 +137,8 @@ def test_a_classic_checkpoint_without_data_keeps_its_own_network(call, repositor
 def test_a_run_with_a_loss_scaler_goes_on_from_one_without(fit, tmp_path, monkeypatch):
     fit("run", "--epochs", 1)
     checkpoint = load_checkpoint(tmp_path / "run" / train.CHECKPOINT)
-    monkeypatch.setattr(train, "amp_dtype", lambda device: torch.float16)
-    run = train.Run(argparse.Namespace(**checkpoint["settings"]), torch.device("cpu"))
+    monkeypatch.setattr(run_module, "amp_dtype", lambda device: torch.float16)
+    run = Run(argparse.Namespace(**checkpoint["settings"]), torch.device("cpu"))
     run.restore(checkpoint, "checkpoint")
     assert run.scaler.is_enabled() and run.epoch == 1
 
@@ -208,7 +211,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     before = (tmp_path / "run" / train.CHECKPOINT).read_bytes()
     code, _, err = fit("run", "--epochs", 3, "--load-model", "--lr", "1e30")
     assert code == 2 and len(err.strip().splitlines()) == 1
-    assert re.search(r"since step \d+ of epoch 2", err) and "holds the run up to" in err
+    assert (
+        re.search(r"epoch 2: the loss is .* since step \d+", err) and "holds the run up to" in err
+    )
     assert (tmp_path / "run" / train.CHECKPOINT).read_bytes() == before
     assert torch.load(tmp_path / "run" / train.CHECKPOINT, weights_only=True)["epoch"] == 1
 
