@@ -6,9 +6,12 @@ convolutions are padded, so that the mask has the photo's size, and each is foll
 `python model.py` prints the levels, their shapes and the parameter count.
 """
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class DoubleConv(nn.Module):
@@ -68,29 +71,57 @@ class UNet(nn.Module):
 
         self.final_conv = nn.Conv2d(channels, out_channels, kernel_size=1)
 
+        # True: training keeps only each level's input and computes the rest again on the way back,
+        # which takes a third more time and much less memory.
+        self.checkpoint_activations = False
+
     def forward(self, x):
         height, width = x.shape[2:]
         x = pad_to(x, max(height, self.smallest_side), max(width, self.smallest_side))
 
         skips = []
         for down in self.downs:
-            x = down(x)
+            x = self.level(down, x)
             skips.append(x)
             x = self.pool(x)  # an odd last row or column is dropped here ...
 
-        x = self.bottleneck(x)
+        x = self.level(self.bottleneck, x)
 
         for upsample, double_conv in zip(self.ups[::2], self.ups[1::2], strict=True):
             skip = skips.pop()
             x = pad_to(upsample(x), *skip.shape[2:])  # ... and made up for here
-            x = double_conv(torch.cat((skip, x), dim=1))
+            x = self.level(double_conv, torch.cat((skip, x), dim=1))
 
         return self.final_conv(x)[..., :height, :width]  # (N, out_channels, H, W), logits
+
+    def level(self, double_conv, x):
+        """double_conv(x), with or without keeping what lies between for the way back."""
+        if not (self.checkpoint_activations and self.training):
+            return double_conv(x)
+
+        def contexts():  # of the first computation, and of the second
+            return contextlib.nullcontext(), without_statistics(double_conv)
+
+        return checkpoint(double_conv, x, use_reentrant=False, context_fn=contexts)
 
     @property
     def smallest_side(self):
         """Pixels below which the bottleneck would have none; smaller photos are padded to it."""
         return 2 ** len(self.features)
+
+
+@contextlib.contextmanager
+def without_statistics(module):
+    """Keep BatchNorm's running statistics as they are: a second look at a batch must not count."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def pad_to(x, height, width):

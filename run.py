@@ -28,7 +28,12 @@ class Run:
         self.settings = settings
         self.model = UNet(in_channels=settings.in_channels, features=settings.features)
         self.model.to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        self.model.checkpoint_activations = settings.checkpoint_activations
+        # What training calls: the same weights behind torch.compile, if that is wanted.
+        self.trained_model = torch.compile(self.model) if settings.compile else self.model
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.learning_rate, fused=device.type == "cuda"
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
         self.history = []  # one row of metrics.csv an epoch
         self.saved_epoch = 0

@@ -78,6 +78,25 @@ def get_args_parser(constants, given_only=False):
         metavar="N",
     )
     flag(group, "GAMMA", "see --step-size", type=above_zero, metavar="X")
+    flag(
+        group,
+        "ACCUMULATE",
+        "batches whose gradients make one step",
+        type=whole(1, 65536),
+        metavar="N",
+    )
+    flag(
+        group,
+        "CHECKPOINT_ACTIVATIONS",
+        "less memory, a third more time",
+        action=argparse.BooleanOptionalAction,
+    )
+    flag(
+        group,
+        "COMPILE",
+        "torch.compile, for long runs",
+        action=argparse.BooleanOptionalAction,
+    )
     flag(group, "SEED", "of weights, order and augmentation", type=whole(0, 2**32 - 1), metavar="N")
 
     group = parser.add_argument_group("run")

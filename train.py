@@ -58,6 +58,9 @@ BATCH_SIZE = 16
 NUM_EPOCHS = 10
 STEP_SIZE = 0  # epochs until the learning rate is multiplied by GAMMA; 0: never
 GAMMA = 0.1
+ACCUMULATE = 1  # batches whose gradients make one step: 2 with half the BATCH_SIZE is as good
+CHECKPOINT_ACTIVATIONS = False  # True needs much less memory and a third more time
+COMPILE = False  # True for torch.compile: minutes at the start, for long runs
 SEED = 42
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
@@ -106,12 +109,15 @@ def starting_settings(defaults, given):
 # Training -----------------------------------------------------------------------------------------
 
 
-def train_one_epoch(loader, model, optimizer, scaler, device, description=""):
+def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, description=""):
     """One pass over the photos: (mean loss a photo, photos a second).
+
+    The gradients of `accumulate` batches make one step of the optimizer.
 
     Raises FloatingPointError once the loss is no longer a number, naming the first such step.
     """
     model.train()
+    optimizer.zero_grad(set_to_none=True)
     loss_function = nn.BCEWithLogitsLoss()
     loss_sum = torch.zeros((), device=device)
     bad_step = torch.zeros((), dtype=torch.int64, device=device)  # the first; 0: none
@@ -126,10 +132,12 @@ def train_one_epoch(loader, model, optimizer, scaler, device, description=""):
                 logits = model(images)  # (N, 1, H, W)
             loss = loss_function(logits.float(), masks)
 
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            first = (step - 1) // accumulate * accumulate  # batches before this step's
+            scaler.scale(loss / min(accumulate, len(loader) - first)).backward()
+            if step == first + accumulate or step == len(loader):
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
 
             loss = loss.detach()
             loss_sum += loss * len(images)
@@ -155,7 +163,13 @@ def train(run, train_loader, val_loader, device, output, defaults):
         train_loader.sampler.set_epoch(epoch)
         title = f"epoch {epoch}/{settings.num_epochs}"
         loss, speed = train_one_epoch(
-            train_loader, run.model, run.optimizer, run.scaler, device, title
+            train_loader,
+            run.trained_model,
+            run.optimizer,
+            run.scaler,
+            device,
+            settings.accumulate,
+            title,
         )
         scores = check_accuracy(val_loader, run.model, device)
         if not math.isfinite(scores["loss"]):
@@ -211,6 +225,9 @@ def main(argv=None):
     settings = choose_settings(defaults, start, given, checkpoint)
 
     device = pick_device(settings.device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one size
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     check_output(output)
     check_size(settings)
     run = Run(settings, device)

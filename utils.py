@@ -378,6 +378,17 @@ def run_script(main):
         # From a data loader's worker it comes wrapped in the worker's traceback.
         print(f"error: {str(problem).rpartition('files.BadInput: ')[2]}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not memory and "allocate memory" not in str(error):
+            raise
+        print(
+            "error: out of memory: try, in this order, a smaller --batch-size (with --accumulate 2 "
+            "half of it is as good), --checkpoint-activations, a smaller --image-height and "
+            "--image-width",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except BrokenPipeError:  # python test.py | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 
@@ -74,6 +75,21 @@ def test_a_classic_state_dict_gives_the_logits_of_an_independent_forward(size):
 
     scale = expected.abs().max().item()
     assert (model(x).double() - expected).abs().max().item() / scale < 1e-5
+
+
+def test_checkpointed_activations_change_neither_gradients_nor_statistics():
+    torch.manual_seed(0)
+    model = UNet(features=(4, 8))
+    x, start = torch.rand(2, 3, 21, 30), copy.deepcopy(model.state_dict())
+    results = []
+    for model.checkpoint_activations in (False, True):
+        model.load_state_dict(start)
+        model.zero_grad()
+        model(x).square().mean().backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        results.append([*gradients, *(buffer.clone() for buffer in model.buffers())])
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
 
 
 def test_parameters_stand_in_the_classic_order():

@@ -90,6 +90,45 @@ def test_a_run_does_not_depend_on_workers_or_cache(fit, tmp_path):
     assert_same_run(tmp_path / "plain", tmp_path / "uncached")
 
 
+def test_gradients_of_two_half_batches_make_the_step_of_a_whole_one(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, mode=True: self)
+    init = torch.nn.BatchNorm2d.__init__
+
+    def frozen(self, *args, **kwargs):  # statistics of half a batch are others
+        init(self, *args, **kwargs)
+        self.training = False
+
+    monkeypatch.setattr(torch.nn.BatchNorm2d, "__init__", frozen)
+    fit("whole", "--epochs", 2)
+    fit("halves", "--epochs", 2, "--batch-size", 2, "--accumulate", 2)
+    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "halves"), strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-5)
+
+
+def test_checkpointed_activations_and_compile_give_a_like_run(fit, tmp_path):
+    fit("plain", "--epochs", 2)
+    fit("checkpointed", "--epochs", 2, "--checkpoint-activations")
+    code, _, err = fit("compiled", "--epochs", 2, "--compile")
+    assert code == 0, err
+    for folder, tolerance in (("checkpointed", 0), ("compiled", 1e-3)):
+        for a, b in zip(rows(tmp_path / "plain"), rows(tmp_path / folder), strict=True):
+            assert float(a["val_loss"]) == pytest.approx(float(b["val_loss"]), abs=tolerance)
+    checkpoint = load_checkpoint(tmp_path / "compiled" / train.CHECKPOINT)
+    assert set(checkpoint["state_dict"]) == set(UNet(features=(4, 8)).state_dict())
+
+
+def test_too_little_memory_is_answered_with_the_flags_that_help(fit, monkeypatch):
+    def too_much(*args):
+        torch.empty(2**60)
+
+    monkeypatch.setattr(train, "train_one_epoch", too_much)
+    code, _, err = fit("run")
+    assert code == 2 and len(err.strip().splitlines()) == 1
+    flags = ("--batch-size", "--checkpoint-activations", "--image-height")
+    assert [err.index(flag) for flag in flags] == sorted(err.index(flag) for flag in flags)
+
+
 def test_seeds_differ(fit, tmp_path):
     fit("a", "--epochs", 1, "--seed", 1)
     fit("b", "--epochs", 1, "--seed", 2)
