@@ -21,6 +21,7 @@ import torch
 from albumentations.pytorch import ToTensorV2
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from distributed import rank, world_size
 from files import BadInput, find_pairs, for_all_pairs, read_mask, read_pair, read_photo, write_aside
 
 VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
@@ -216,7 +217,11 @@ class CarvanaDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """Yields (epoch, index), in an order that is a function of the seed and the epoch."""
+    """Yields (epoch, index), in an order that is a function of the seed and the epoch.
+
+    Of several processes each takes every n-th, so that their batches together are those of a single
+    process with a batch n times as large; the first few come again where it does not come out even.
+    """
 
     def __init__(self, length, seed):
         self.length, self.seed, self.epoch = length, seed, 0
@@ -226,10 +231,11 @@ class EpochSampler(Sampler):
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = np.resize(order, len(self) * world_size())[rank() :: world_size()]
         return ((self.epoch, index) for index in order.tolist())
 
     def __len__(self):
-        return self.length
+        return -(-self.length // world_size())
 
 
 def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
@@ -294,9 +300,10 @@ def get_loaders(
         val_dir, val_maskdir, val_transform, pairs=val_pairs, cache=val_cache, **shared
     )
     sampler = EpochSampler(len(train_dataset), seed)
+    val_part = range(rank(), len(val_dataset), world_size())  # see distributed.interleave
     return (
         make_loader(train_dataset, batch_size, num_workers, pin_memory, sampler),
-        make_loader(val_dataset, batch_size, num_workers, pin_memory),
+        make_loader(val_dataset, batch_size, num_workers, pin_memory, val_part),
     )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
+from distributed import hide_progress
+
 MAX_PIXELS = 250_000_000  # of one photo; about 750 MB once decoded
 Image.MAX_IMAGE_PIXELS = None  # open_image holds photos to our bound instead, with our own message
 
@@ -311,10 +313,10 @@ def for_all_pairs(work, pairs, description):
 
     problems = []
     chunk = 32 * cpu_count()  # results wait for the consumer: only so many at a time
-    with (
-        ThreadPoolExecutor(cpu_count()) as pool,
-        tqdm(desc=description, total=len(pairs), unit=" photos", disable=None, delay=1) as progress,
-    ):
+    progress = tqdm(
+        desc=description, total=len(pairs), unit=" photos", disable=hide_progress(), delay=1
+    )
+    with ThreadPoolExecutor(cpu_count()) as pool, progress:
         for start in range(0, len(pairs), chunk):
             for result, problem in pool.map(attempt, pairs[start : start + chunk]):
                 progress.update()

@@ -3,8 +3,11 @@
 import os
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dataset import VAL_FRACTION
+from distributed import world_size
 from files import BadInput
 from model import UNet
 from utils import (
@@ -17,7 +20,7 @@ from utils import (
     save_metrics,
 )
 
-NOT_SAVED = ("load_model", "output_dir")  # settings of one call, not of the run
+NOT_SAVED = ("load_model", "output_dir", "device")  # settings of one call, not of the run
 
 
 class Run:
@@ -29,8 +32,17 @@ class Run:
         self.model = UNet(in_channels=settings.in_channels, features=settings.features)
         self.model.to(device, memory_format=torch.channels_last)
         self.model.checkpoint_activations = settings.checkpoint_activations
-        # What training calls: the same weights behind torch.compile, if that is wanted.
-        self.trained_model = torch.compile(self.model) if settings.compile else self.model
+        if settings.sync_batchnorm:
+            if device.type != "cuda" or world_size() == 1:
+                raise BadInput("--sync-batchnorm: works on several GPUs only: leave it out")
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        # What training calls: the same weights, with what else training needs around them.
+        self.trained_model = self.model
+        if world_size() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            self.trained_model = DistributedDataParallel(self.model, device_ids=ids)
+        if settings.compile:
+            self.trained_model = torch.compile(self.trained_model)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=settings.learning_rate, fused=device.type == "cuda"
         )

@@ -93,6 +93,12 @@ def get_args_parser(constants, given_only=False):
     )
     flag(
         group,
+        "SYNC_BATCHNORM",
+        "on several GPUs: statistics over the photos of all",
+        action=argparse.BooleanOptionalAction,
+    )
+    flag(
+        group,
         "COMPILE",
         "torch.compile, for long runs",
         action=argparse.BooleanOptionalAction,

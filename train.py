@@ -4,6 +4,7 @@
     python train.py --data-dir DIR                   photos and masks in DIR/train_images, ...
     python train.py --load-model                     go on where the last run stopped
     python train.py --epochs 20 --batch-size 8 --lr 3e-4
+    torchrun --nproc_per_node=8 train.py             on eight GPUs, BATCH_SIZE photos on each
 
 Every constant below is also a flag; `python train.py --help` lists them.
 """
@@ -22,6 +23,16 @@ from tqdm import tqdm
 
 from data import prepare
 from dataset import get_loaders, make_loader
+from distributed import (
+    first_before_others,
+    hide_progress,
+    interleave,
+    process_group,
+    rank,
+    share_buffers,
+    sum_over_processes,
+    world_size,
+)
 from files import BadInput, cpu_count
 from run import Run, check_output, move_aside, shown
 from settings import FOLDERS, choose_settings, plain, read_flags
@@ -30,12 +41,13 @@ from utils import (
     CHECKPOINT,
     amp_dtype,
     autocast,
-    check_accuracy,
     load_checkpoint,
     pick_device,
+    report_accuracy,
     run_script,
     save_checkpoint,
     save_predictions_as_imgs,
+    score_loader,
 )
 
 ROOT = Path(__file__).resolve().parent  # paths in the constants below start here
@@ -60,6 +72,7 @@ STEP_SIZE = 0  # epochs until the learning rate is multiplied by GAMMA; 0: never
 GAMMA = 0.1
 ACCUMULATE = 1  # batches whose gradients make one step: 2 with half the BATCH_SIZE is as good
 CHECKPOINT_ACTIVATIONS = False  # True needs much less memory and a third more time
+SYNC_BATCHNORM = False  # under torchrun: statistics over all GPUs' photos, for small batches
 COMPILE = False  # True for torch.compile: minutes at the start, for long runs
 SEED = 42
 
@@ -124,7 +137,7 @@ def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, desc
     look_every = 1 if device.type == "cpu" else 20  # a look at a GPU's numbers makes it wait
     photos, start = 0, time.perf_counter()
 
-    with tqdm(loader, description, unit="step", disable=None, leave=False) as progress:
+    with tqdm(loader, description, unit="step", disable=hide_progress(), leave=False) as progress:
         for step, (images, masks) in enumerate(progress, start=1):
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
             masks = masks.to(device, non_blocking=True)
@@ -146,10 +159,11 @@ def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, desc
             if step % look_every == 0 or step == len(loader):
                 if bad_step:
                     raise FloatingPointError(f"the loss is {loss.item()} since step {bad_step}")
-                speed = photos / (time.perf_counter() - start)
+                speed = world_size() * photos / (time.perf_counter() - start)
                 progress.set_postfix_str(f"loss {loss.item():.4f}, {speed:.1f} photos/s")
 
-    return loss_sum.item() / photos, photos / (time.perf_counter() - start)
+    loss_sum, photos = sum_over_processes(torch.stack([loss_sum, loss_sum.new_tensor(photos)]))
+    return (loss_sum / photos).item(), photos.item() / (time.perf_counter() - start)
 
 
 def train(run, train_loader, val_loader, device, output, defaults):
@@ -171,7 +185,9 @@ def train(run, train_loader, val_loader, device, output, defaults):
             settings.accumulate,
             title,
         )
-        scores = check_accuracy(val_loader, run.model, device)
+        share_buffers(run.model)
+        # Each process scores a part of the photos.
+        scores = report_accuracy(interleave(score_loader(val_loader, run.model, device)))
         if not math.isfinite(scores["loss"]):
             raise FloatingPointError(f"the validation loss is {scores['loss']}")
 
@@ -191,14 +207,15 @@ def train(run, train_loader, val_loader, device, output, defaults):
             f"IoU {row['iou']:.4f}, {speed:.1f} photos/s, {row['seconds']:.0f} s",
             flush=True,
         )
-        # The best before the latest: a kill between them repeats the epoch and loses nothing.
-        state = run.state(defaults)
-        if row["dice"] > best_so_far:
-            save_checkpoint(state, output / BEST_CHECKPOINT)
-        save_checkpoint(state, output / CHECKPOINT)
-        run.saved_epoch = epoch
-        run.save_history(output)
-        save_predictions_as_imgs(pictures_loader, run.model, pictures, device)
+        if rank() == 0:
+            # The best before the latest: a kill between them repeats the epoch and loses nothing.
+            state = run.state(defaults)
+            if row["dice"] > best_so_far:
+                save_checkpoint(state, output / BEST_CHECKPOINT)
+            save_checkpoint(state, output / CHECKPOINT)
+            run.saved_epoch = epoch
+            run.save_history(output)
+            save_predictions_as_imgs(pictures_loader, run.model, pictures, device)
 
 
 def some_of(loader, settings):
@@ -210,9 +227,19 @@ def some_of(loader, settings):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    started = time.perf_counter()
     constants = {name: value for name, value in globals().items() if name.isupper()}
     defaults, given = read_flags(constants, argv)
+    device = pick_device(given.get("device", defaults["device"]))
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one size
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    with process_group(device) as device:
+        return train_as_told(argv, defaults, given, device)
+
+
+def train_as_told(argv, defaults, given, device):
+    """From flags to the last line printed; returns the exit code."""
+    started = time.perf_counter()
     output = ROOT / given.get("output_dir", defaults["output_dir"])
     latest, checkpoint = output / CHECKPOINT, None
     if given.get("load_model", defaults["load_model"]):
@@ -221,19 +248,16 @@ def main(argv=None):
         else:
             print(f"{shown(latest)}: no checkpoint to go on with, so this run starts afresh")
     known = checkpoint is not None and "settings" in checkpoint
-    start = {} if known else starting_settings(defaults, given)
+    with first_before_others():  # it may have to draw the demo
+        start = {} if known else starting_settings(defaults, given)
     settings = choose_settings(defaults, start, given, checkpoint)
 
-    device = pick_device(settings.device)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one size
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     check_output(output)
     check_size(settings)
     run = Run(settings, device)
     if checkpoint is not None:
         run.restore(checkpoint, shown(latest))
-        if run.history:  # a kill may have come between the checkpoint and these
+        if run.history and rank() == 0:  # a kill may have come between the checkpoint and these
             run.save_history(output)
         if run.epoch >= settings.num_epochs:
             print(
@@ -242,17 +266,10 @@ def main(argv=None):
                 f"left to do; --epochs {2 * run.epoch} would go on"
             )
             return 0
-    train_loader, val_loader = load_data(settings, device)
+    with first_before_others():  # it decodes the photos for all
+        train_loader, val_loader = load_data(settings, device)
     print_settings(run, train_loader, val_loader, device)
-
-    if checkpoint is None:
-        move_aside(output)
-    elif not run.history:  # a classic checkpoint; whatever lies beside it is of another run
-        move_aside(output, names=(BEST_CHECKPOINT, "metrics.csv"))
-    elif any(checkpoint["settings"][name] != getattr(settings, name) for name in FOLDERS):
-        print("Other photos than the checkpoint's: the best score starts anew")
-        move_aside(output, names=(BEST_CHECKPOINT,))
-        run.best_since = run.epoch + 1
+    move_others_aside(run, checkpoint, output)
 
     try:
         train(run, train_loader, val_loader, device, output, defaults)
@@ -267,21 +284,43 @@ def main(argv=None):
         print(f"\nStopped; {run.saved_so_far(shown(latest))}", file=sys.stderr)
         print(f"To go on: {shlex.join(again)}", file=sys.stderr)
         return 130
+    print_summary(run, output, time.perf_counter() - started)
+    return 0
 
+
+def move_others_aside(run, checkpoint, output):
+    """Rename what lies in the output folder and is not this run's, or not its photos'."""
+    settings = run.settings
+    names = ()
+    if checkpoint is None:
+        names = (CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")
+    elif not run.history:  # a classic checkpoint; whatever lies beside it is of another run
+        names = (BEST_CHECKPOINT, "metrics.csv")
+    elif any(checkpoint["settings"][name] != getattr(settings, name) for name in FOLDERS):
+        print("Other photos than the checkpoint's: the best score starts anew")
+        names = (BEST_CHECKPOINT,)
+        run.best_since = run.epoch + 1
+    if names and rank() == 0:
+        move_aside(output, names)
+
+
+def print_summary(run, output, seconds):
+    """Where everything is, once all epochs are trained."""
+    pictures = output / "saved_images"
     evaluate = "python test.py"
     if output.resolve() != ROOT:
         evaluate += f" --output-dir {shlex.quote(shown(output))}"
-    minutes, seconds = divmod(round(time.perf_counter() - started), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     print(
         f"Done in {minutes} min {seconds} s: best Dice {run.best['dice']:.5f} after epoch "
         f"{run.best['epoch']}\n"
-        f"  checkpoints  {shown(output / BEST_CHECKPOINT)} (best), {shown(latest)} (latest)\n"
-        f"  pictures     {shown(output / 'saved_images')}\n"
-        f"  curves       {shown(output / 'saved_images' / 'training_curves.png')}, "
+        f"  checkpoints  {shown(output / BEST_CHECKPOINT)} (best), "
+        f"{shown(output / CHECKPOINT)} (latest)\n"
+        f"  pictures     {shown(pictures)}\n"
+        f"  curves       {shown(pictures / 'training_curves.png')}, "
         f"numbers in {shown(output / 'metrics.csv')}\n"
         f"  evaluate     {evaluate}"
     )
-    return 0
 
 
 def check_size(settings):

@@ -133,6 +133,8 @@ def score_loader(loader, model, device, threshold=0.5):
                 logits = model(images.to(device, non_blocking=True))
             scores.append(score_batch(logits, masks.to(device, non_blocking=True), threshold))
     model.train(was_training)
+    if not scores:  # one process of many, with fewer photos than processes
+        scores = [score_batch(torch.empty(0, 1, 1, 1), torch.empty(0, 1, 1, 1))]
     return {name: torch.cat([batch[name] for batch in scores]) for name in scores[0]}
 
 

@@ -1,0 +1,122 @@
+"""train.py under torchrun, as two processes on the CPU."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, rows, write_pairs
+
+import train
+from dataset import EpochSampler
+from utils import load_checkpoint
+
+# train.py with BatchNorm's statistics frozen: those of half a batch are not those of a whole one.
+FROZEN = """
+import sys
+import torch
+
+init = torch.nn.BatchNorm2d.__init__
+
+def frozen(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    self.training = False
+
+torch.nn.BatchNorm2d.__init__ = frozen
+torch.nn.BatchNorm2d.train = lambda self, mode=True: self
+import train
+from utils import run_script
+
+run_script(train.main)
+"""
+
+
+def torchrun(script, *flags, processes=2):
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, "--standalone", script, *map(str, flags)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six cars to train on, two photos each; three photos to validate on, which halves badly."""
+    write_pairs(tmp_path / "data", cars=6)
+    write_pairs(tmp_path / "data", cars=3, views=1, side="val", seed=7)
+    return tmp_path / "data"
+
+
+def test_two_processes_with_half_the_batch_have_the_loss_curve_of_one(photos, tmp_path):
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    flags = ["--data-dir", photos, *SMALL, "--lr", "1e-2", "--epochs", 5]
+    for processes, batch in ((1, 4), (2, 2)):
+        done = torchrun(
+            tmp_path / "frozen.py",
+            *flags,
+            *("--batch-size", batch, "--output-dir", tmp_path / str(processes)),
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "1"), rows(tmp_path / "2")
+    assert len(one) == len(two) == 5
+    for a, b in zip(one, two, strict=True):
+        for name in ("train_loss", "val_loss", "dice", "iou", "accuracy"):
+            assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-4), name
+    assert float(one[4]["train_loss"]) < float(one[0]["train_loss"]) - 0.05
+
+
+def test_files_are_written_once_and_a_resumed_run_is_one_never_stopped(photos, tmp_path):
+    flags = ["--data-dir", photos, *SMALL, "--lr", "1e-2"]
+    whole = torchrun("train.py", *flags, "--epochs", 3, "--output-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert whole.stdout.count("Dice score: ") == 3 and whole.stdout.count("Done in") == 1
+    assert re.search(r"Got \d+/4608 with acc", whole.stdout), "each of 3 photos counts once"
+    torchrun("train.py", *flags, "--epochs", 1, "--output-dir", tmp_path / "parts")
+    again = ["--epochs", 3, "--load-model", "--output-dir", tmp_path / "parts"]
+    parts = torchrun("train.py", *flags, *again)
+    assert parts.returncode == 0, parts.stderr
+    states = [
+        load_checkpoint(tmp_path / name / train.CHECKPOINT)["state_dict"]
+        for name in ("whole", "parts")
+    ]
+    for key in states[0]:
+        assert not key.startswith("module.") and torch.equal(states[0][key], states[1][key]), key
+    assert len(rows(tmp_path / "parts")) == 3
+
+
+def test_bad_photos_end_the_run_with_its_own_message(photos, tmp_path):
+    photo = next((photos / "train_images").iterdir())
+    photo.write_bytes(photo.read_bytes()[:-300])
+    done = torchrun("train.py", "--data-dir", photos, *SMALL, "--output-dir", tmp_path / "run")
+    assert done.returncode != 0
+    messages = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1 and f"  {photo}: cannot be read" in done.stderr
+    assert "[rank" not in done.stderr, "no traceback but the launcher's own"
+
+
+def test_synchronized_batchnorm_without_gpus_is_refused(fit):
+    code, _, err = fit("run", "--sync-batchnorm")
+    assert code == 2 and "several GPUs" in err
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8])
+def test_each_process_draws_as_many_and_together_all(monkeypatch, length):
+    drawn = []
+    for process in range(3):
+        monkeypatch.setattr("dataset.rank", lambda process=process: process)
+        monkeypatch.setattr("dataset.world_size", lambda: 3)
+        sampler = EpochSampler(length, seed=1)
+        sampler.set_epoch(4)
+        drawn.append(list(sampler))
+        assert len(drawn[-1]) == len(sampler)
+    assert len({len(part) for part in drawn}) == 1
+    assert {index for part in drawn for _, index in part} == set(range(length))
+    assert {epoch for part in drawn for epoch, _ in part} == {4}
