@@ -54,7 +54,7 @@ def split_by_car(pairs, fraction=VAL_FRACTION):
     place = {car: stable_hash(car) / 2**64 for car in {car_id(pair.name) for pair in pairs}}
     if len(place) < 2:
         raise BadInput(
-            f"{pairs[0].photo}: the only car there is, and validation needs another: "
+            f"{pairs[0].photo}: the only car or photo there is, and validation needs another: "
             "add photos, or a folder of validation photos"
         )
     first, *_, last = sorted(place, key=place.get)
@@ -116,9 +116,16 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             read = lambda pair: read_pair(pair, size, channels)  # noqa: E731
+            empty = True
             for photo, mask in for_all_pairs(read, pairs, "decoding each photo once"):
                 file.write(photo.tobytes())
                 file.write(mask.tobytes())
+                empty = empty and not mask.any()
+            if empty:
+                raise BadInput(
+                    f"{mask_dir}: no mask has a pixel of an object: save them anew, 0 for the "
+                    "background and 255 for the object"
+                )
         for stale in set(folder.glob(f"{glob.escape(prefix)}*.npy")) - {path}:
             with contextlib.suppress(OSError):
                 stale.unlink()

@@ -182,6 +182,10 @@ def palette_mask(image, path):
 
 
 def level_mask(image, path):
+    if image.mode in ("LA", "RGBA"):
+        colours = image.convert("RGB").getextrema()
+        if all(low == high for low, high in colours):  # then the object is in the alpha channel
+            image = image.getchannel("A")
     if image.mode in ("1", "L", "LA"):
         levels = np.asarray(image.getchannel(0)).astype(np.uint8)
     elif image.mode.startswith("I"):
@@ -237,7 +241,7 @@ def find_pairs(image_dir, mask_dir):
         photos = {k: v for k, v in photos.items() if not k.endswith("_mask")}
         masks = {k: v for k, v in masks.items() if k.endswith("_mask")}
     pairs, problems = match(photos, masks, mask_dir)
-    if not pairs and match(masks, photos, image_dir)[0]:
+    if problems and len(match(masks, photos, image_dir)[0]) > len(pairs):
         raise BadInput(f"{image_dir} holds masks and {mask_dir} photos: swap the two folders")
     if problems:
         raise BadInput.listing(
@@ -252,7 +256,8 @@ def list_images(folder):
     """{name in lower case: [paths]} of the images in a folder, by suffix. Raises BadInput."""
     if not os.path.isdir(folder):
         raise BadInput(f"{folder}: no such folder: check the path, or see README on the data")
-    suffixes = Image.registered_extensions()
+    formats = Image.registered_extensions().items()  # some of them Pillow only writes
+    suffixes = {suffix for suffix, name in formats if name in Image.OPEN and name != "MPEG"}
     found = {}
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

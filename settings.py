@@ -118,11 +118,15 @@ def get_args_parser(constants, given_only=False):
     return parser
 
 
-def check_constant(name, value, type=str, nargs=None, choices=None, **_):
+def check_constant(name, value, type=str, nargs=None, choices=None, action=None, **_):
     """Hold an edited constant to what its flag would be held to. Raises BadInput."""
     if value is None and name in OPTIONAL:
         return
     try:
+        if value is None or nargs and not value:
+            raise argparse.ArgumentTypeError("it needs a value")
+        if action is argparse.BooleanOptionalAction and not isinstance(value, bool):
+            raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
         if nargs and not isinstance(value, (tuple, list)):
             raise argparse.ArgumentTypeError(f"{value} is no tuple")
         for part in value if nargs else [value]:
@@ -185,9 +189,11 @@ def choose_settings(defaults, start, given, checkpoint):
     for name in ("features", "in_channels"):
         if changes.get(name, saved[name]) != saved[name]:
             flag = "--" + name.replace("_", "-")
+            both = changes[name], saved[name]
+            wanted, found = (str(value).strip("[]").replace(",", "") for value in both)
             raise BadInput(
-                f"{flag} {changes[name]}: the checkpoint's network has {saved[name]}: leave {flag} "
-                "out to go on with it, or leave --load-model out to start afresh"
+                f"{flag} {wanted}: the checkpoint's network has {found}: leave {flag} out to go on "
+                "with it, or leave --load-model out to start afresh"
             )
     for name, value in changes.items():
         if value is not None and value != saved.get(name, value):

@@ -177,6 +177,7 @@ def main(argv=None):
         print(f"  {scores['dice'][index]:.5f}  {dataset.names[index]}")
     if args.csv:
         write_csv(args.csv, dataset.names, scores)
+        print(f"a row for each photo: {args.csv}")
     folder = args.output_dir / "saved_images"
     draw_extremes(dataset, model, order, checkpoint, device, folder)
     print(

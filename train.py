@@ -105,7 +105,8 @@ def starting_settings(defaults, given):
     if any(name in given for name in FOLDERS):
         return {}
     there = {name for name in FOLDERS if defaults[name] and (ROOT / defaults[name]).exists()}
-    if there:
+    edited = any(defaults[name] != f"data/{FOLDERS[name]}" for name in FOLDERS)
+    if there or edited:
         return {} if "val_img_dir" in there else {"val_img_dir": None, "val_mask_dir": None}
     folder = ROOT / "data" / "demo"
     if not folder.exists():
@@ -263,7 +264,7 @@ def train_as_told(argv, defaults, given, device):
             print(
                 f"{shown(latest)} has been trained for {run.epoch} epochs on "
                 f"{settings.train_img_dir}, and --epochs is {settings.num_epochs}: nothing is "
-                f"left to do; --epochs {2 * run.epoch} would go on"
+                f"left to do; --load-model --epochs {2 * run.epoch} would go on"
             )
             return 0
     with first_before_others():  # it decodes the photos for all
@@ -279,7 +280,11 @@ def train_as_told(argv, defaults, given, device):
             f"{run.saved_so_far(shown(latest))}"
         ) from None
     except KeyboardInterrupt:
-        again = ["python", "train.py", *(flag for flag in argv if flag != "--load-model")]
+        again = [
+            "python",
+            shown(ROOT / "train.py"),
+            *(flag for flag in argv if flag != "--load-model"),
+        ]
         again += ["--load-model"] if run.saved_epoch else []
         print(f"\nStopped; {run.saved_so_far(shown(latest))}", file=sys.stderr)
         print(f"To go on: {shlex.join(again)}", file=sys.stderr)
@@ -307,7 +312,7 @@ def move_others_aside(run, checkpoint, output):
 def print_summary(run, output, seconds):
     """Where everything is, once all epochs are trained."""
     pictures = output / "saved_images"
-    evaluate = "python test.py"
+    evaluate = f"python {shown(ROOT / 'test.py')}"
     if output.resolve() != ROOT:
         evaluate += f" --output-dir {shlex.quote(shown(output))}"
     minutes, seconds = divmod(round(seconds), 60)

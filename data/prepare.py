@@ -53,6 +53,8 @@ def prepare_carvana(source, target=DATA):
     four folders, for anything that is not the challenge's.
     """
     source, target = Path(source), Path(target)
+    if not source.is_dir():
+        raise BadInput(f"{source}: no such folder: name the one that holds train.zip")
     photos = list_source(source, "train", rf"({NAME})\.jpg")
     masks = list_source(source, "train_masks", rf"({NAME})_mask\.gif")
     alone = [f"train/{n}.jpg" for n in photos.keys() - masks.keys()]
@@ -228,7 +230,9 @@ def main():
     carvana.add_argument("source", metavar="DIR", help="where train.zip and train_masks.zip are")
     carvana.add_argument("--download", action="store_true", help="fetch them into DIR first")
     for command, default in ((demo, DATA / "demo"), (carvana, DATA)):
-        command.add_argument("--output-dir", metavar="DIR", default=default, type=Path)
+        command.add_argument(
+            "--output-dir", metavar="DIR", default=default, type=Path, help="instead of data/"
+        )
     args = parser.parse_args()
     try:
         if args.command == "demo":

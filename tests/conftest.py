@@ -79,6 +79,12 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.fixture
+def float32(monkeypatch):
+    """Full precision also on a CPU that computes in bf16, for comparisons closer than it rounds."""
+    monkeypatch.setattr(utils, "amp_dtype", lambda device: None)
+
+
 @pytest.fixture(scope="session")
 def carvana():
     """The folder of real photos that CARVANA_DIR names."""

@@ -169,6 +169,14 @@ def test_a_cache_is_built_once_and_again_when_a_photo_changes(data):
     assert [path.name for path in (data / ".cache").iterdir()] == [second.path.name]
 
 
+def test_masks_that_are_all_empty_are_refused(data):
+    for path in (data / "train_masks").iterdir():
+        Image.new("L", (72, 48)).save(path)
+    with pytest.raises(BadInput, match="train_masks: no mask has a pixel of an object"):
+        get_loaders(data / "train_images", data / "train_masks", None, None, 2, size=(16, 24))
+    assert not list(data.glob(".cache/*"))
+
+
 def test_folders_of_equal_name_may_share_a_cache_folder(tmp_path):
     folders = [write_pairs(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     for _ in range(2):

@@ -27,9 +27,10 @@ def frozen(self, *args, **kwargs):
 torch.nn.BatchNorm2d.__init__ = frozen
 torch.nn.BatchNorm2d.train = lambda self, mode=True: self
 import train
-from utils import run_script
+import utils
 
-run_script(train.main)
+utils.amp_dtype = lambda device: None  # bf16 rounds more than this test looks for
+utils.run_script(train.main)
 """
 
 

@@ -35,6 +35,8 @@ def test_masks_are_found_by_all_the_promised_names(tmp_path):
         save(tmp_path / "masks" / name, mask)
     (tmp_path / "images" / ".hidden.jpg").write_bytes(b"")
     (tmp_path / "masks" / "notes.txt").write_text("not an image")
+    (tmp_path / "images" / "manual.pdf").write_text("not an image")
+    (tmp_path / "images" / "clip.mpg").write_text("not an image")
 
     pairs = find_pairs(tmp_path / "images", tmp_path / "masks")
 
@@ -183,6 +185,7 @@ def palette_image(index, colours):
 
 WHITE, BLACK, RED, GREEN = [255] * 3, [0] * 3, [200, 0, 0], [0, 200, 0]
 RIGHT_HALF = np.repeat([[0, 0, 1, 1]], 3, axis=0)
+RIGHT_HALF_ALPHA = Image.fromarray((RIGHT_HALF * 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,7 @@ RIGHT_HALF = np.repeat([[0, 0, 1, 1]], 3, axis=0)
         Image.fromarray((RIGHT_HALF * 255).astype(np.uint8)).convert("LA"),
         Image.fromarray((RIGHT_HALF * 255).astype(np.uint8)).convert("RGB"),
         Image.fromarray((RIGHT_HALF * 255).astype(np.uint8)).convert("RGBA"),
+        Image.merge("RGBA", [Image.new("L", (4, 3))] * 3 + [RIGHT_HALF_ALPHA]),
     ],
 )
 def test_masks_of_every_kind_become_0_and_1(tmp_path, image):

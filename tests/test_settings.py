@@ -29,7 +29,7 @@ def test_a_constant_edited_between_two_runs_counts_as_given(fit, tmp_path, monke
 def test_other_features_than_the_checkpoints_are_refused(fit):
     fit("run", "--epochs", 1)
     code, _, err = fit("run", "--load-model", "--features", 4, 8, 16)
-    assert code == 2 and "the checkpoint's network has [4, 8]" in err
+    assert code == 2 and "--features 4 8 16: the checkpoint's network has 4 8:" in err
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,11 @@ def test_flags_that_make_no_sense_are_refused(fit, tmp_path, flags, line):
         ("FEATURES", (64, "a"), "no whole number"),
         ("IN_CHANNELS", 4, "is not among"),
         ("LEARNING_RATE", -1, "no number above 0"),
-        ("BATCH_SIZE", None, "no whole number"),
+        ("BATCH_SIZE", None, "needs a value"),
+        ("DEVICE", None, "needs a value"),
+        ("OUTPUT_DIR", None, "needs a value"),
+        ("FEATURES", (), "needs a value"),
+        ("CACHE", "False", "neither True nor False"),
     ],
 )
 def test_constants_that_make_no_sense_are_refused(fit, monkeypatch, name, value, line):

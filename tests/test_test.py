@@ -69,7 +69,7 @@ def test_full_size_scores_against_the_masks_as_they_are(call, run):
     assert float(re.search(r"Dice score: (.*)", out)[1]) > 0.9
 
 
-def test_scores_do_not_depend_on_the_batch_size(call, run):
+def test_scores_do_not_depend_on_the_batch_size(call, run, float32):
     printed = {
         call(evaluation.main, "--output-dir", run, *folders(run), "--batch-size", size)[1]
         for size in (1, 5, 16)

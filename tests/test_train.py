@@ -90,7 +90,9 @@ def test_a_run_does_not_depend_on_workers_or_cache(fit, tmp_path):
     assert_same_run(tmp_path / "plain", tmp_path / "uncached")
 
 
-def test_gradients_of_two_half_batches_make_the_step_of_a_whole_one(fit, tmp_path, monkeypatch):
+def test_gradients_of_two_half_batches_make_the_step_of_a_whole_one(
+    fit, tmp_path, monkeypatch, float32
+):
     monkeypatch.setattr(torch.nn.BatchNorm2d, "train", lambda self, mode=True: self)
     init = torch.nn.BatchNorm2d.__init__
 
@@ -106,7 +108,7 @@ def test_gradients_of_two_half_batches_make_the_step_of_a_whole_one(fit, tmp_pat
             assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-5)
 
 
-def test_checkpointed_activations_and_compile_give_a_like_run(fit, tmp_path):
+def test_checkpointed_activations_and_compile_give_a_like_run(fit, tmp_path, float32):
     fit("plain", "--epochs", 2)
     fit("checkpointed", "--epochs", 2, "--checkpoint-activations")
     code, _, err = fit("compiled", "--epochs", 2, "--compile")
@@ -144,7 +146,7 @@ def test_resuming_a_finished_run_says_so(fit, tmp_path):
     fit("run", "--epochs", 1)
     before = (tmp_path / "run" / train.CHECKPOINT).read_bytes()
     code, out, _ = fit("run", "--load-model", "--epochs", 1)
-    assert code == 0 and "--epochs 2 would go on" in out
+    assert code == 0 and "--load-model --epochs 2 would go on" in out
     assert (tmp_path / "run" / train.CHECKPOINT).read_bytes() == before
 
 
@@ -356,6 +358,12 @@ def test_without_data_a_demo_is_drawn_trained_and_evaluated(call, repository, mo
     assert code == 0 and "16 photos at 128x96" in out, err
     code, out, err = call(train.main, "--load-model", "--epochs", 2)
     assert code == 0 and "drawing" not in out and "Epochs 2 to 2" in out, err
+
+
+def test_an_edited_folder_that_is_missing_is_named_and_no_demo_drawn(call, repository, monkeypatch):
+    monkeypatch.setattr(train, "TRAIN_IMG_DIR", "data/fotos")
+    code, out, err = call(train.main, *SMALL)
+    assert code == 2 and "data/fotos: no such folder" in err and "demo" not in out
 
 
 def test_photos_of_the_users_are_never_mixed_with_the_demo(call, repository):

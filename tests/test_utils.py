@@ -73,7 +73,7 @@ def test_check_accuracy_prints_the_two_classic_lines_once(capsys):
     assert means["iou"] == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_the_scores_of_a_network_do_not_depend_on_the_batch_size():
+def test_the_scores_of_a_network_do_not_depend_on_the_batch_size(float32):
     torch.manual_seed(0)
     model = UNet(features=(4, 8))
     images, masks = torch.rand(7, 3, 16, 24), (torch.rand(7, 1, 16, 24) < 0.5).float()
