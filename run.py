@@ -11,8 +11,6 @@ from distributed import world_size
 from files import BadInput
 from model import UNet
 from utils import (
-    BEST_CHECKPOINT,
-    CHECKPOINT,
     CLASSIC,
     amp_dtype,
     load_weights,
@@ -136,8 +134,11 @@ def check_output(output):
         raise BadInput(f"{shown(output)}: cannot be written: name another --output-dir")
 
 
-def move_aside(output, names=(CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")):
-    """Rename an earlier run's files to `*.previous`, or `*.2.previous` where that is taken, ..."""
+def move_aside(output, names):
+    """Rename those of `names` that are there, and the pictures, to `*.previous`.
+
+    Where that is taken, to `*.2.previous` and so on: nothing is overwritten.
+    """
     pictures = output / "saved_images"
     files = [output / name for name in names if (output / name).exists()]
     drawn = list(pictures.glob("[!.]*"))

@@ -88,7 +88,7 @@ def get_args_parser(constants, given_only=False):
     flag(
         group,
         "CHECKPOINT_ACTIVATIONS",
-        "less memory, a third more time",
+        "less memory, more time",
         action=argparse.BooleanOptionalAction,
     )
     flag(

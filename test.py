@@ -16,8 +16,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from dataset import CarvanaDataset, first_pass, get_eval_transform, make_loader, split_by_car
+from dataset import (
+    VAL_FRACTION,
+    CarvanaDataset,
+    first_pass,
+    get_eval_transform,
+    make_loader,
+    split_by_car,
+)
 from files import BadInput, find_pairs, read_mask, write_aside
+from settings import FOLDERS
 from utils import (
     BEST_CHECKPOINT,
     CHECKPOINT,
@@ -37,12 +45,7 @@ from utils import (
 ROOT = Path(__file__).resolve().parent
 
 # Where a classic checkpoint, which does not say, has its validation photos.
-CLASSIC_FOLDERS = {
-    "train_img_dir": "data/train_images",
-    "train_mask_dir": "data/train_masks",
-    "val_img_dir": "data/val_images",
-    "val_mask_dir": "data/val_masks",
-}
+CLASSIC_FOLDERS = {name: f"data/{folder}" for name, folder in FOLDERS.items()}
 WORST = 10  # photos listed
 
 
@@ -101,7 +104,9 @@ def find_test_pairs(args, checkpoint):
     )
     if val is not None and (os.path.isdir(val) or "settings" in checkpoint):
         return find_pairs(val, val_masks)
-    return split_by_car(find_pairs(train, train_masks), checkpoint.get("val_fraction", 0.1))[1]
+    return split_by_car(
+        find_pairs(train, train_masks), checkpoint.get("val_fraction", VAL_FRACTION)
+    )[1]
 
 
 class FullSizeMasks(Dataset):

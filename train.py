@@ -71,9 +71,9 @@ NUM_EPOCHS = 10
 STEP_SIZE = 0  # epochs until the learning rate is multiplied by GAMMA; 0: never
 GAMMA = 0.1
 ACCUMULATE = 1  # batches whose gradients make one step: 2 with half the BATCH_SIZE is as good
-CHECKPOINT_ACTIVATIONS = False  # True needs much less memory and a third more time
+CHECKPOINT_ACTIVATIONS = False  # True needs less memory and more time
 SYNC_BATCHNORM = False  # under torchrun: statistics over all GPUs' photos, for small batches
-COMPILE = False  # True for torch.compile: minutes at the start, for long runs
+COMPILE = False  # True for torch.compile: slow at the start, for long runs
 SEED = 42
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar

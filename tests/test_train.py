@@ -216,7 +216,8 @@ def test_a_checkpoint_that_cannot_be_gone_on_with_is_refused_in_one_line(fit, tm
     assert code == 2 and "start afresh" in err and len(err.strip().splitlines()) == 1
 
 
-def test_a_file_that_breaks_during_training_is_named_in_one_line(fit, data, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_during_training_is_named_in_one_line(fit, data, monkeypatch, workers):
     photo = sorted((data / "train_images").iterdir())[0]
     load_data = train.load_data
 
@@ -226,12 +227,9 @@ def test_a_file_that_breaks_during_training_is_named_in_one_line(fit, data, monk
         return loaders
 
     monkeypatch.setattr(train, "load_data", load_then_break)
-    for workers in (0, 1):
-        code, _, err = fit("run", "--no-cache", "--num-workers", workers)
-        assert code == 2 and err.startswith("error: ") and photo.name in err
-        assert len(err.strip().splitlines()) == 1
-        monkeypatch.setattr(train, "load_data", load_data)
-        break
+    code, _, err = fit("run", "--no-cache", "--num-workers", workers)
+    assert code == 2 and err.startswith("error: ") and photo.name in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_an_earlier_run_is_moved_aside_never_overwritten(fit, tmp_path):
