@@ -10,12 +10,15 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before its import, or each start
 import contextlib
 import glob
 import hashlib
+import math
 import random
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
@@ -112,7 +115,9 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
     if not path.exists():
         height, width = size
         shape = (len(pairs), height * width * (channels + 1))
-        with write_aside(path, "free some space, or use --cache-dir or --no-cache") as file:
+        remedy = "free some space, or use --cache-dir or --no-cache"
+        check_free_space(path, math.prod(shape), remedy)
+        with write_aside(path, remedy) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             read = lambda pair: read_pair(pair, size, channels)  # noqa: E731
@@ -130,6 +135,16 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
             with contextlib.suppress(OSError):
                 stale.unlink()
     return Cache(path, pairs, size, channels)
+
+
+def check_free_space(path, size, remedy):
+    """Raises BadInput where the disk that `path` will be on has no room for `size` bytes."""
+    there = next(parent for parent in path.parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise BadInput(
+            f"{path}: needs {size / 2**30:.2f} GiB, and only {free / 2**30:.2f} are free: {remedy}"
+        )
 
 
 # Transforms ---------------------------------------------------------------------------------------
@@ -227,7 +242,8 @@ class EpochSampler(Sampler):
     """Yields (epoch, index), in an order that is a function of the seed and the epoch.
 
     Of several processes each takes every n-th, so that their batches together are those of a single
-    process with a batch n times as large; the first few come again where it does not come out even.
+    process with a batch n times as large. The first few come again where it does not come out even,
+    and do not count (see distributed.without_repeats).
     """
 
     def __init__(self, length, seed):
@@ -261,6 +277,7 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
 
 def init_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # workers are what uses the other cores
 
 
 def get_loaders(

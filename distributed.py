@@ -72,6 +72,20 @@ def sum_over_processes(tensor):
     return tensor
 
 
+def without_repeats(images, masks, length, batch_size):
+    """The last batch of an epoch of `length` photos, without those that only fill it up.
+
+    All processes must take part in each step, so a few photos come again where an epoch does not
+    come out even (see dataset.EpochSampler). Returns (images, masks, own photos, share): of the own
+    photos there may be none, and the mean over processes of each one's mean loss times its share is
+    the mean loss over the step's photos.
+    """
+    count = (length - 1) % (batch_size * world_size()) + 1  # in this step, over all processes
+    own = len(range(rank(), count, world_size()))
+    kept = max(own, 1)
+    return images[:kept], masks[:kept], own, own * world_size() / count
+
+
 def share_buffers(model):
     """Give all processes the first one's BatchNorm statistics, which each gathered by itself."""
     if dist.is_initialized():

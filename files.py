@@ -158,30 +158,32 @@ def read_mask(path, size=None):
     with open_image(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
         mask = palette_mask(image, path) if image.mode == "P" else level_mask(image, path)
-    if size is not None and mask.shape != size:
-        # As 0 and 255, since Pillow rounds between its horizontal and its vertical pass.
-        image = Image.fromarray(mask * np.uint8(255))
-        mask = np.asarray(image.resize(size[::-1], Image.Resampling.BOX)) // 128
-    return mask
+        if size is not None:
+            mask = mask.resize(size[::-1], Image.Resampling.BOX)
+        return np.asarray(mask) >> 7
 
 
 def palette_mask(image, path):
-    index = np.asarray(image)  # converting the image to grey would cost three times its decoding
-    used = np.unique(index) if index.max() > 1 else np.arange(index.max() + 1)
-    palette = np.zeros((256, 3), np.uint8)
+    """The mask of an image with a palette, as an image of 0 and 255.
+
+    By a table of the palette's entries: converting to grey would cost three times the decoding.
+    """
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(colours)] = colours
+    colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
+    entries = len(image.getpalette("RGB")) // 3
+    used = np.arange(entries) if entries <= 2 else np.flatnonzero(image.histogram())
     table = np.zeros(256, np.uint8)
-    if (palette[used] == palette[used, :1]).all():
-        table[used] = cut(palette[used, 0])
+    if (colours[used] == colours[used, :1]).all():
+        table[used] = cut(colours[used, 0])
     elif len(used) <= 2:
         table[used] = used > (used[0] if len(used) == 2 else 0)
     else:
         raise no_mask(path, f"a palette of {len(used)} colours")
-    return index if used.max() <= 1 and table[1] > table[0] else table[index]
+    return image.point((table * 255).tolist(), "L")
 
 
 def level_mask(image, path):
+    """The mask of an image without a palette, as an image of 0 and 255."""
     if image.mode in ("LA", "RGBA"):
         colours = image.convert("RGB").getextrema()
         if all(low == high for low, high in colours):  # then the object is in the alpha channel
@@ -202,7 +204,7 @@ def level_mask(image, path):
     middle = (levels > top // 4) & (levels < top - top // 4)
     if middle.mean() > 0.5 and len(np.unique(levels)) > 2:
         raise no_mask(path, "shades of grey in most places")
-    return cut(levels, top // 2)
+    return Image.fromarray(cut(levels, top // 2) * np.uint8(255))
 
 
 def cut(levels, at=127):

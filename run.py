@@ -14,6 +14,7 @@ from utils import (
     CLASSIC,
     amp_dtype,
     load_weights,
+    memory_format,
     save_curves,
     save_metrics,
 )
@@ -26,9 +27,12 @@ class Run:
 
     def __init__(self, settings, device):
         torch.manual_seed(settings.seed)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches have one size
+            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
         self.settings = settings
         self.model = UNet(in_channels=settings.in_channels, features=settings.features)
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device, memory_format=memory_format(device))
         self.model.checkpoint_activations = settings.checkpoint_activations
         if settings.sync_batchnorm:
             if device.type != "cuda" or world_size() == 1:
@@ -42,7 +46,7 @@ class Run:
         if settings.compile:
             self.trained_model = torch.compile(self.trained_model)
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, fused=device.type == "cuda"
+            self.model.parameters(), lr=settings.learning_rate, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
         self.history = []  # one row of metrics.csv an epoch

@@ -31,6 +31,7 @@ from distributed import (
     rank,
     share_buffers,
     sum_over_processes,
+    without_repeats,
     world_size,
 )
 from files import BadInput, cpu_count
@@ -42,6 +43,7 @@ from utils import (
     amp_dtype,
     autocast,
     load_checkpoint,
+    memory_format,
     pick_device,
     report_accuracy,
     run_script,
@@ -140,23 +142,28 @@ def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, desc
 
     with tqdm(loader, description, unit="step", disable=hide_progress(), leave=False) as progress:
         for step, (images, masks) in enumerate(progress, start=1):
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            own, share = len(images), 1
+            if step == len(loader) and world_size() > 1:
+                images, masks, own, share = without_repeats(
+                    images, masks, len(loader.dataset), loader.batch_size
+                )
+            images = images.to(device, non_blocking=True, memory_format=memory_format(device))
             masks = masks.to(device, non_blocking=True)
             with autocast(device):
                 logits = model(images)  # (N, 1, H, W)
             loss = loss_function(logits.float(), masks)
 
             first = (step - 1) // accumulate * accumulate  # batches before this step's
-            scaler.scale(loss / min(accumulate, len(loader) - first)).backward()
+            scaler.scale(share * loss / min(accumulate, len(loader) - first)).backward()
             if step == first + accumulate or step == len(loader):
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
 
             loss = loss.detach()
-            loss_sum += loss * len(images)
+            loss_sum += loss * own
             bad_step = torch.where((bad_step == 0) & ~loss.isfinite(), step, bad_step)
-            photos += len(images)
+            photos += own
             if step % look_every == 0 or step == len(loader):
                 if bad_step:
                     raise FloatingPointError(f"the loss is {loss.item()} since step {bad_step}")
@@ -231,9 +238,6 @@ def main(argv=None):
     constants = {name: value for name, value in globals().items() if name.isupper()}
     defaults, given = read_flags(constants, argv)
     device = pick_device(given.get("device", defaults["device"]))
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one size
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     with process_group(device) as device:
         return train_as_told(argv, defaults, given, device)
 

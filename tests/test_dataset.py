@@ -1,4 +1,5 @@
 import os
+from types import SimpleNamespace
 
 import albumentations as A
 import numpy as np
@@ -177,6 +178,14 @@ def test_masks_that_are_all_empty_are_refused(data):
     assert not list(data.glob(".cache/*"))
 
 
+def test_a_disk_without_room_is_noticed_before_anything_is_decoded(data, monkeypatch):
+    monkeypatch.setattr("dataset.shutil.disk_usage", lambda path: SimpleNamespace(free=15_359))
+    monkeypatch.setattr("dataset.read_pair", None)
+    with pytest.raises(BadInput, match=r"0\.00 GiB.*--cache-dir or --no-cache"):
+        get_loaders(data / "train_images", data / "train_masks", None, None, 2, size=(16, 24))
+    assert not (data / ".cache").exists()
+
+
 def test_folders_of_equal_name_may_share_a_cache_folder(tmp_path):
     folders = [write_pairs(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     for _ in range(2):
@@ -229,7 +238,7 @@ def test_peak_memory_of_a_worker_does_not_grow_over_epochs(data, cache):
     )
     loader = make_loader(Probe(loader.dataset), 4, 1, sampler=loader.sampler)
     peaks = []
-    for epoch in range(12):
+    for epoch in range(40):
         loader.sampler.set_epoch(epoch)
         peaks.append(max(peak.max().item() for _, peak in loader))
-    assert peaks[-1] - peaks[3] < 8 * 1024, f"kB after each epoch: {peaks}"
+    assert peaks[-1] - peaks[19] < 4 * 1024, f"kB after each epoch: {peaks}"

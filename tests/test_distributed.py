@@ -49,8 +49,8 @@ def torchrun(script, *flags, processes=2):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Six cars to train on, two photos each; three photos to validate on, which halves badly."""
-    write_pairs(tmp_path / "data", cars=6)
+    """13 photos to train on, the last of them a step of its own, and three to validate on."""
+    write_pairs(tmp_path / "data", cars=13, views=1)
     write_pairs(tmp_path / "data", cars=3, views=1, side="val", seed=7)
     return tmp_path / "data"
 

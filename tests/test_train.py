@@ -403,3 +403,19 @@ def test_real_photos_go_through_prepare_train_and_test(call, carvana, tmp_path, 
         assert panel.width == 4 * 120
     photo = files.read_photo(next((tmp_path / "data/train_images").iterdir()))
     assert photo.shape == (1280, 1918, 3)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_resident_memory_is_flat_over_epochs(fit, monkeypatch):
+    resident = []
+
+    def train_one_epoch(*args, **kwargs):
+        result = one_epoch(*args, **kwargs)
+        with open("/proc/self/statm") as statm:
+            resident.append(int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 10)
+        return result
+
+    one_epoch = train.train_one_epoch
+    monkeypatch.setattr(train, "train_one_epoch", train_one_epoch)
+    assert fit("run", "--epochs", 20)[0] == 0
+    assert resident[-1] < 1.05 * resident[1], f"kB after each epoch: {resident}"
