@@ -84,10 +84,10 @@ class Cache:
     def read(self, pair):
         """(photo, mask), just as read_pair(pair, size, channels) gives them."""
         if self.table is None:
-            self.table = np.load(self.path, mmap_mode="r")
+            self.table = np.load(self.path, mmap_mode="r").view(np.ndarray)
         height, width = self.size
-        photo, mask = np.split(self.table[self.rows[pair.photo]], [height * width * self.channels])
-        return photo.reshape(height, width, self.channels), mask.reshape(height, width)
+        row, end = self.table[self.rows[pair.photo]], height * width * self.channels
+        return row[:end].reshape(height, width, self.channels), row[end:].reshape(height, width)
 
     def __getstate__(self):
         return self.__dict__ | {"table": None}
@@ -120,17 +120,9 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
         with write_aside(path, remedy) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            read = lambda pair: read_pair(pair, size, channels)  # noqa: E731
-            empty = True
-            for photo, mask in for_all_pairs(read, pairs, "decoding each photo once"):
+            for photo, mask in decode_all(pairs, size, channels, "decoding each photo once"):
                 file.write(photo.tobytes())
                 file.write(mask.tobytes())
-                empty = empty and not mask.any()
-            if empty:
-                raise BadInput(
-                    f"{mask_dir}: no mask has a pixel of an object: save them anew, 0 for the "
-                    "background and 255 for the object"
-                )
         for stale in set(folder.glob(f"{glob.escape(prefix)}*.npy")) - {path}:
             with contextlib.suppress(OSError):
                 stale.unlink()
@@ -228,10 +220,10 @@ class CarvanaDataset(Dataset):
             transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         # Copied, since arrays from Pillow and from the map are read-only.
         result = transform(image=np.array(photo), mask=np.array(mask))
-        image, mask = result["image"], torch.as_tensor(result["mask"])
+        image, mask = result["image"], np.asarray(result["mask"], np.float32)
         if isinstance(image, np.ndarray):  # a transform of the caller's without ToTensorV2
             image = torch.from_numpy(image).permute(2, 0, 1)
-        return image.float(), mask.float().reshape(1, *mask.shape[-2:])
+        return image.float(), torch.from_numpy(mask.reshape(1, *mask.shape[-2:]))
 
     @property
     def names(self):
@@ -340,6 +332,23 @@ def first_pass(pairs, size, channels, image_dir=None, cache=True, cache_dir=None
         return None
     if cache:
         return build_cache(pairs, size, channels, image_dir, cache_dir)
-    for _ in for_all_pairs(lambda pair: read_pair(pair, size), pairs, "checking each photo"):
+    for _ in decode_all(pairs, size, channels, "checking each photo"):
         pass
     return None
+
+
+def decode_all(pairs, size, channels, description):
+    """Yield each pair as read_pair gives it, in order; raises BadInput once all are known.
+
+    For files that are bad, all together, and where not one mask shows an object.
+    """
+    empty = True
+    read = lambda pair: read_pair(pair, size, channels)  # noqa: E731
+    for photo, mask in for_all_pairs(read, pairs, description):
+        empty = empty and not mask.any()
+        yield photo, mask
+    if empty:
+        raise BadInput(
+            f"{os.path.dirname(pairs[0].mask)}: no mask has a pixel of an object: save them anew, "
+            "0 for the background and 255 for the object"
+        )

@@ -7,7 +7,9 @@ import contextlib
 import glob
 import os
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -319,18 +321,20 @@ def for_all_pairs(work, pairs, description):
             return None, str(problem)
 
     problems = []
-    chunk = 32 * cpu_count()  # results wait for the consumer: only so many at a time
     progress = tqdm(
         desc=description, total=len(pairs), unit=" photos", disable=hide_progress(), delay=1
     )
     with ThreadPoolExecutor(cpu_count()) as pool, progress:
-        for start in range(0, len(pairs), chunk):
-            for result, problem in pool.map(attempt, pairs[start : start + chunk]):
-                progress.update()
-                if problem:
-                    problems.append(problem)
-                else:
-                    yield result
+        futures = (pool.submit(attempt, pair) for pair in pairs)
+        ahead = deque(islice(futures, 32 * cpu_count()))  # results wait for the consumer
+        while ahead:
+            result, problem = ahead.popleft().result()
+            ahead.extend(islice(futures, 1))
+            progress.update()
+            if problem:
+                problems.append(problem)
+            else:
+                yield result
     if problems:
         raise BadInput.listing("files that cannot be used", problems)
 

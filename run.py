@@ -17,6 +17,7 @@ from utils import (
     memory_format,
     save_curves,
     save_metrics,
+    set_up,
 )
 
 NOT_SAVED = ("load_model", "output_dir", "device")  # settings of one call, not of the run
@@ -27,9 +28,7 @@ class Run:
 
     def __init__(self, settings, device):
         torch.manual_seed(settings.seed)
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # all batches have one size
-            torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+        set_up(device)
         self.settings = settings
         self.model = UNet(in_channels=settings.in_channels, features=settings.features)
         self.model.to(device, memory_format=memory_format(device))
@@ -122,7 +121,7 @@ class Run:
     def save_history(self, output):
         """metrics.csv and the curves, both from the history that the checkpoint carries."""
         save_metrics(self.history, output / "metrics.csv")
-        save_curves(self.history, output / "saved_images" / "training_curves.png")
+        save_curves(self.history, self.best, output / "saved_images" / "training_curves.png")
 
     def saved_so_far(self, filename):
         """What a run that stops now leaves behind, as a sentence."""

@@ -39,6 +39,7 @@ from utils import (
     run_script,
     save_picture,
     score_loader,
+    set_up,
     whole,
 )
 
@@ -158,6 +159,7 @@ def main(argv=None):
     filename = find_checkpoint(args)
     checkpoint = load_checkpoint(filename)
     device = pick_device(args.device)
+    set_up(device)
     model = build_model(checkpoint, filename, device)
 
     size = tuple(checkpoint["image_size"])

@@ -142,7 +142,7 @@ def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, desc
 
     with tqdm(loader, description, unit="step", disable=hide_progress(), leave=False) as progress:
         for step, (images, masks) in enumerate(progress, start=1):
-            own, share = len(images), 1
+            own, share = len(images), 1  # photos that count, and what their mean loss counts
             if step == len(loader) and world_size() > 1:
                 images, masks, own, share = without_repeats(
                     images, masks, len(loader.dataset), loader.batch_size
@@ -344,16 +344,20 @@ def check_size(settings):
         )
 
 
+def pick_workers(settings, device):
+    """How many processes load data."""
+    if settings.num_workers is not None:
+        return settings.num_workers
+    return min(8, cpu_count()) if device.type == "cuda" else 0
+
+
 def load_data(settings, device):
     """The two loaders that the settings describe."""
     folders = [getattr(settings, name) for name in FOLDERS]
-    workers = settings.num_workers
-    if workers is None:
-        workers = min(8, cpu_count()) if device.type == "cuda" else 0
     return get_loaders(
         *(folder and shown(ROOT / folder) for folder in folders),
         settings.batch_size,
-        num_workers=workers,
+        num_workers=pick_workers(settings, device),
         pin_memory=settings.pin_memory,
         size=(settings.image_height, settings.image_width),
         channels=settings.in_channels,

@@ -170,11 +170,14 @@ def test_a_cache_is_built_once_and_again_when_a_photo_changes(data):
     assert [path.name for path in (data / ".cache").iterdir()] == [second.path.name]
 
 
-def test_masks_that_are_all_empty_are_refused(data):
+@pytest.mark.parametrize("cache", [True, False])
+def test_masks_that_are_all_empty_are_refused(data, cache):
     for path in (data / "train_masks").iterdir():
         Image.new("L", (72, 48)).save(path)
     with pytest.raises(BadInput, match="train_masks: no mask has a pixel of an object"):
-        get_loaders(data / "train_images", data / "train_masks", None, None, 2, size=(16, 24))
+        get_loaders(
+            data / "train_images", data / "train_masks", None, None, 2, size=(16, 24), cache=cache
+        )
     assert not list(data.glob(".cache/*"))
 
 

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import bench  # noqa: E402
 import test as evaluation  # noqa: E402
 import train  # noqa: E402
 from model import UNet, describe  # noqa: E402
@@ -20,6 +21,7 @@ from settings import get_args_parser  # noqa: E402
 PARSERS = {
     "train.py": get_args_parser(vars(train)),
     "test.py": evaluation.get_args_parser(),
+    "bench.py": bench.get_args_parser(),
 }
 README = ROOT / "README.md"
 

@@ -1,5 +1,6 @@
 import os
 import pickle
+import platform
 import subprocess
 import sys
 import time
@@ -228,6 +229,26 @@ def test_a_panel_shows_missed_pixels_red_and_those_too_many_blue():
 
 def test_curves_are_drawn(tmp_path):
     row = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.6, "dice": 0.8, "iou": 0.7}
-    save_curves([row, row | {"epoch": 2, "dice": 0.9}], tmp_path / "curves.png")
+    second = row | {"epoch": 2, "dice": 0.9}
+    save_curves([row, second], second, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (1000, 400)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    script = """
+import resource, torch, utils
+
+utils.set_up(torch.device("cpu"))
+for _ in range(5):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)  # 64 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 2**14, "fewer pages were mapped anew than a single tensor has"
