@@ -17,7 +17,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -27,15 +26,13 @@ except ImportError:  # Windows
     resource = None
 
 import cv2
-import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import settings as train_settings
 import train
+from classic import Classic, exhaust
 from data.draw_demo import draw_car
 from dataset import (
     CarvanaDataset,
@@ -61,68 +58,7 @@ ROWS = {
 }
 
 
-# The two ways: each with loader(), first_pass(), train() and evaluate() ---------------------------
-
-
-class ClassicDataset(Dataset):
-    def __init__(self, pairs, transform):
-        self.pairs, self.transform = pairs, transform
-
-    def __len__(self):
-        return len(self.pairs)
-
-    def __getitem__(self, index):
-        image = np.array(Image.open(self.pairs[index].photo).convert("RGB"))
-        mask = np.array(Image.open(self.pairs[index].mask).convert("L"), dtype=np.float32)
-        mask[mask == 255.0] = 1.0
-        result = self.transform(image=image, mask=mask)
-        return result["image"], result["mask"].unsqueeze(0)
-
-
-class Classic:
-    """The recipe of the tutorials."""
-
-    def __init__(self, settings, pairs, device):
-        torch.manual_seed(settings.seed)
-        self.settings, self.pairs, self.device = settings, pairs, device
-        self.model = UNet(features=settings.features).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
-        self.loss_function = nn.BCEWithLogitsLoss()
-
-    def loader(self, count, workers, transform):
-        return DataLoader(
-            ClassicDataset(self.pairs[:count], transform),
-            batch_size=self.settings.batch_size,
-            shuffle=True,
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=workers > 0,
-        )
-
-    def first_pass(self, count):
-        size = self.settings.image_height, self.settings.image_width
-        exhaust(self.loader(count, cpu_count(), get_train_transform(*size)))
-
-    def train(self, loader):
-        self.model.train()
-        for images, masks in loader:
-            images, masks = images.to(self.device), masks.to(self.device)
-            loss = self.loss_function(self.model(images), masks)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            loss.item()
-
-    def evaluate(self, loader):
-        correct = dice = 0
-        self.model.eval()
-        with torch.no_grad():
-            for images, masks in loader:
-                images, masks = images.to(self.device), masks.to(self.device)
-                predicted = (torch.sigmoid(self.model(images)) > 0.5).float()
-                correct += (predicted == masks).sum()
-                dice += (2 * (predicted * masks).sum()) / ((predicted + masks).sum() + 1e-8)
-        return correct.item(), dice.item()
+# This repository's way; classic.py has the other, with the same methods ---------------------------
 
 
 class Ours:
@@ -150,10 +86,6 @@ class Ours:
 
     def evaluate(self, loader):
         score_loader(loader, self.run.model, self.device)
-
-
-def exhaust(loader):
-    deque(loader, maxlen=0)
 
 
 # In the process of each way -----------------------------------------------------------------------
@@ -336,11 +268,11 @@ def main(argv=None):
     workers = train.pick_workers(args, device)
     machine = describe_machine(device)
     print(f"{machine}, {workers} workers", flush=True)
-    print_row("photos/s", "ours", "classic", "ratio")
     rates, memory = {}, {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         args.cache_dir = folder
         pairs = find_photos(args.data_dir, args.photos, Path(folder))
+        print_row("photos/s", "ours", "classic", "ratio")
 
         def new_process(kind):
             process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
