@@ -171,9 +171,9 @@ def palette_mask(image, path):
     By a table of the palette's entries: converting to grey would cost three times the decoding.
     """
     colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    few = len(colours) <= 2  # then there is no need to look which of them are used
+    used = np.arange(len(colours)) if few else np.flatnonzero(image.histogram())
     colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
-    entries = len(image.getpalette("RGB")) // 3
-    used = np.arange(entries) if entries <= 2 else np.flatnonzero(image.histogram())
     table = np.zeros(256, np.uint8)
     if (colours[used] == colours[used, :1]).all():
         table[used] = cut(colours[used, 0])
