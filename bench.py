@@ -111,10 +111,12 @@ def get_ready(measure, count, workers):
     cv2.setNumThreads(1 if one_core else threads)
     make_transform = get_eval_transform if measure == "evaluate" else get_train_transform
     transform = make_transform(way.settings.image_height, way.settings.image_width)
-    loader = way.loader(count, 0 if one_core or measure == "step" else workers, transform)
     if measure == "step":
-        batch = [part.to(way.device) for part in next(iter(loader))]
-        loader = [batch] * (count // way.settings.batch_size)
+        size = way.settings.batch_size
+        batch = [part.to(way.device) for part in next(iter(way.loader(size, 0, transform)))]
+        loader = [batch] * (count // size)
+    else:
+        loader = way.loader(count, 0 if one_core else workers, transform)
     method = {"step": way.train, "train": way.train, "evaluate": way.evaluate}.get(measure, exhaust)
     work = lambda: method(loader)  # noqa: E731
 
@@ -284,8 +286,7 @@ def main(argv=None):
         for measure, title in ROWS.items():
             rates[measure] = compare(measure, ways, args.photos, args.batch_size, workers)
             print_row(title, *map(statistics.median, rates[measure].values()))
-            if measure == "step":
-                matmul = ways["ours"].submit(matmul_rate).result()
+        matmul = ways["ours"].submit(matmul_rate).result()
         against_a_tenth = scaling(ways["ours"], args.photos)
         for name, kind in kinds.items():
             with new_process(kind) as process:

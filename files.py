@@ -160,7 +160,7 @@ def read_mask(path, size=None):
     with open_image(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
         mask = palette_mask(image, path) if image.mode == "P" else level_mask(image, path)
-        if size is not None:
+        if size is not None:  # as 0 and 255, since Pillow rounds between its two passes
             mask = mask.resize(size[::-1], Image.Resampling.BOX)
         return np.asarray(mask) >> 7
 

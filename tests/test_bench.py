@@ -11,14 +11,15 @@ from settings import get_args_parser
 TINY = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --device cpu".split()
 
 
-def test_every_row_is_measured_for_both_ways(call, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("photos", [4, 25])  # one batch; more than there are
+def test_every_row_is_measured_for_both_ways(call, data, tmp_path, monkeypatch, photos):
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "SECONDS", 0.05)
     monkeypatch.setattr(bench, "REPEATS", 2)
-    code, out, err = call(bench.main, "--data-dir", data, *TINY, "--photos", 25)
+    code, out, err = call(bench.main, "--data-dir", data, *TINY, "--photos", photos)
     assert code == 0, err
     results = json.loads((tmp_path / "bench.json").read_text())
-    assert results["settings"]["photos"] == 25, "10 photos, some of them again and again"
+    assert results["settings"]["photos"] == photos
     for measure, title in bench.ROWS.items():
         assert title in out
         rates = results["photos_per_second"][measure]
