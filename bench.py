@@ -81,8 +81,7 @@ class Ours:
             build_cache(self.pairs[:count], self.size, 3, "made", folder)
 
     def train(self, loader):
-        run = self.run
-        train.train_one_epoch(loader, run.trained_model, run.optimizer, run.scaler, self.device)
+        train.train_one_epoch(self.run, loader, self.device)
 
     def evaluate(self, loader):
         score_loader(loader, self.run.model, self.device)

@@ -3,44 +3,54 @@
 find_pairs -> split_by_car -> Cache -> CarvanaDataset -> get_loaders -> batches
 """
 
-import os
-
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before its import, or each start asks the network
-
 import contextlib
 import glob
 import hashlib
 import math
+import os
 import random
 import re
 import shutil
 import signal
 from pathlib import Path
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
-from albumentations.pytorch import ToTensorV2
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from augment import get_eval_transform, get_train_transform
 from distributed import rank, world_size
 from files import BadInput, find_pairs, for_all_pairs, read_mask, read_pair, read_photo, write_aside
 
 VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
-MEAN, STD, MAX_PIXEL_VALUE = 0.0, 1.0, 255.0  # the classic normalization: photos from 0 to 1
 CACHE_FORMAT = 1  # raise it when what read_pair returns changes
 
-__all__ = ["CarvanaDataset", "get_loaders", "read_mask", "read_photo", "split_by_car"]
+__all__ = [  # the last four from files.py and augment.py, for others to find here
+    "CarvanaDataset",
+    "get_loaders",
+    "split_by_car",
+    "read_mask",
+    "read_photo",
+    "get_eval_transform",
+    "get_train_transform",
+]
 
 
 # The split ----------------------------------------------------------------------------------------
 
 
-def car_id(name):
-    """The car of a photo named `<12 hex digits>_<01..16>`; any other name stands for itself."""
+def car_and_view(name):
+    """("0cdf5b5d0ce1", "01") of a photo named so; any other name stands for itself, without view.
+
+    The challenge's photos are named `<12 hex digits>_<01..16>`.
+    """
     found = re.fullmatch(r"([0-9a-f]{12})_(0[1-9]|1[0-6])", name.lower())
-    return found[1] if found else name.lower()
+    return found.groups() if found else (name.lower(), None)
+
+
+def car_id(name):
+    return car_and_view(name)[0]
 
 
 def stable_hash(text):
@@ -137,30 +147,6 @@ def check_free_space(path, size, remedy):
         raise BadInput(
             f"{path}: needs {size / 2**30:.2f} GiB, and only {free / 2**30:.2f} are free: {remedy}"
         )
-
-
-# Transforms ---------------------------------------------------------------------------------------
-
-
-def get_train_transform(height, width, mean=MEAN, std=STD, max_pixel_value=MAX_PIXEL_VALUE):
-    """What training does to a photo and its mask: the classic recipe."""
-    return A.Compose(
-        [
-            A.Resize(height, width),
-            A.Rotate(limit=35, p=1.0),
-            A.HorizontalFlip(p=0.5),
-            A.VerticalFlip(p=0.1),
-            A.Normalize(mean, std, max_pixel_value),
-            ToTensorV2(),
-        ]
-    )
-
-
-def get_eval_transform(height, width, mean=MEAN, std=STD, max_pixel_value=MAX_PIXEL_VALUE):
-    """What evaluation and prediction do to a photo: size and normalization, nothing random."""
-    return A.Compose(
-        [A.Resize(height, width), A.Normalize(mean, std, max_pixel_value), ToTensorV2()]
-    )
 
 
 # Datasets and loaders -----------------------------------------------------------------------------
@@ -288,13 +274,15 @@ def get_loaders(
     val_fraction=VAL_FRACTION,
     cache=True,
     cache_dir=None,
+    augment="classic",
 ):
     """(training loader, validation loader); the first one's `sampler.set_epoch` starts an epoch.
 
     With `size`, (height, width), photos are decoded once into a cache beside them (or in
-    `cache_dir`), and a transform left out is the default one; without, the transforms are applied
-    to the photos at full size. Where `val_dir` is None, validation is drawn from the training
-    photos by car. Raises BadInput with all files that are bad.
+    `cache_dir`), and a transform left out is the default one, with the augmentation `augment`;
+    without, the transforms are applied to the photos at full size. Where `val_dir` is None,
+    validation is drawn from the training photos by car. Raises BadInput with all files that are
+    bad.
     """
     all_pairs = find_pairs(train_dir, train_maskdir)
     if val_dir is not None:
@@ -307,7 +295,7 @@ def get_loaders(
         val_cache = first_pass(val_pairs, size, channels, val_dir, cache, cache_dir)
 
     if size is not None:
-        train_transform = train_transform or get_train_transform(*size)
+        train_transform = train_transform or get_train_transform(*size, augment=augment)
     shared = {"size": size, "channels": channels, "seed": seed}
     train_dataset = CarvanaDataset(
         train_dir, train_maskdir, train_transform, pairs=train_pairs, cache=train_cache, **shared

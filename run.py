@@ -1,26 +1,29 @@
 """A run of train.py: what it carries from epoch to epoch, and where its files lie."""
 
+import math
 import os
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataset import VAL_FRACTION
 from distributed import world_size
 from files import BadInput
 from model import UNet
+from plots import save_curves, save_metrics
 from utils import (
     CLASSIC,
     amp_dtype,
     load_weights,
     memory_format,
-    save_curves,
-    save_metrics,
     set_up,
 )
 
 NOT_SAVED = ("load_model", "output_dir", "device")  # settings of one call, not of the run
+
+WARM_UP = 0.3  # share of the run in which the learning rate of "onecycle" rises
 
 
 class Run:
@@ -44,13 +47,21 @@ class Run:
             self.trained_model = DistributedDataParallel(self.model, device_ids=ids)
         if settings.compile:
             self.trained_model = torch.compile(self.trained_model)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, fused=True
-        )
+        # What is evaluated and what the best checkpoint is for: the average, where there is one.
+        self.averaged = None
+        self.evaluated_model = self.model
+        if settings.ema:
+            average = get_ema_multi_avg_fn(settings.ema)
+            self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.evaluated_model = self.averaged.module
+        self.optimizer = make_optimizer(settings, self.model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
         self.history = []  # one row of metrics.csv an epoch
         self.saved_epoch = 0
         self.best_since = 1  # the epoch from which on validation was on the photos of today
+        self.threshold = CLASSIC["threshold"]
+        if settings.threshold != "auto":
+            self.threshold = settings.threshold
 
     @property
     def epoch(self):
@@ -63,19 +74,30 @@ class Run:
         rows = [row for row in self.history if row["epoch"] >= self.best_since]
         return max(rows, key=lambda row: row["dice"], default=None)
 
-    def set_learning_rate(self):
-        """The coming epoch's: multiplied by gamma after every step_size epochs."""
-        settings = self.settings
-        drops = self.epoch // settings.step_size if settings.step_size else 0
+    @property
+    def learning_rate(self):
+        """The last step's."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, epochs):
+        """Take a step along the gradients gathered, `epochs` (a fraction) after the start."""
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * settings.gamma**drops
-        return group["lr"]
+            group["lr"] = learning_rate(self.settings, epochs)
+        if self.settings.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.averaged:
+            self.averaged.update_parameters(self.model)
 
     def state(self, defaults):
         """The checkpoint: tensors and plain values only."""
         settings = self.settings
+        raw = {"raw_state_dict": self.model.state_dict()} if self.averaged else {}
         return {
-            "state_dict": self.model.state_dict(),
+            "state_dict": self.evaluated_model.state_dict(),
             "model": {
                 "in_channels": settings.in_channels,
                 "out_channels": 1,
@@ -83,9 +105,10 @@ class Run:
             },
             "image_size": [settings.image_height, settings.image_width],
             "normalization": CLASSIC["normalization"],
-            "threshold": CLASSIC["threshold"],
+            "threshold": self.threshold,
             "val_fraction": VAL_FRACTION,
             # From here on, what only resuming needs.
+            **raw,  # the weights that are trained, where state_dict is their average
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
@@ -98,10 +121,21 @@ class Run:
             "constants": defaults,
         }
 
+    def start_from(self, checkpoint, filename):
+        """Take over a checkpoint's weights, and nothing else."""
+        load_weights(self.model, checkpoint, filename)
+        if self.averaged:
+            load_weights(self.averaged.module, checkpoint, filename)
+            self.averaged.n_averaged.fill_(1)  # or the next update would start the average anew
+
     def restore(self, checkpoint, filename):
         """Take up where a checkpoint stopped; a classic one has only weights and Adam's moments."""
-        load_weights(self.model, checkpoint, filename)
+        self.start_from(checkpoint, filename)
         try:
+            if "raw_state_dict" in checkpoint:
+                self.model.load_state_dict(checkpoint["raw_state_dict"])
+            if self.settings.threshold == "auto":
+                self.threshold = checkpoint["threshold"]
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             if checkpoint.get("scaler"):  # empty from a run that needed none
                 self.scaler.load_state_dict(checkpoint["scaler"])
@@ -130,6 +164,38 @@ class Run:
         return f"{filename} holds the run up to the end of epoch {self.saved_epoch}"
 
 
+def make_optimizer(settings, parameters):
+    """The optimizer by its name, with the field's usual momentum and PyTorch's own defaults."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    momentum = {"momentum": 0.9, "nesterov": True} if settings.optimizer == "sgd" else {}
+    return kind[settings.optimizer](parameters, lr=settings.learning_rate, fused=True, **momentum)
+
+
+def learning_rate(settings, epochs):
+    """The learning rate after so many epochs, a fraction counting part of one.
+
+    A function of the progress alone: nothing of it has to be stored, and a run that is resumed with
+    more epochs is on the longer schedule at once. "cosine" and "onecycle" are PyTorch's
+    CosineAnnealingLR and OneCycleLR (without its change of momentum).
+    """
+    top, progress = settings.learning_rate, epochs / settings.num_epochs
+    if settings.scheduler == "step":
+        return top * settings.gamma ** (int(epochs) // settings.step_size)
+    if settings.scheduler == "cosine":
+        return top * falling(progress)
+    if settings.scheduler == "onecycle":
+        start, end = top / 25, top / 25 / 1e4
+        if progress < WARM_UP:
+            return top - (top - start) * falling(progress / WARM_UP)
+        return end + (top - end) * falling((progress - WARM_UP) / (1 - WARM_UP))
+    return top
+
+
+def falling(progress):
+    """From 1 to 0 along half a cosine."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
 def check_output(output):
     """Raises BadInput where the output folder cannot be made or written to."""
     there = next(path for path in (output, *output.parents) if path.exists())
@@ -154,7 +220,7 @@ def move_aside(output, names):
         number += 1
         suffix = f".{number}.previous"
     for file in files:
-        file.rename(output / (file.name + suffix))
+        file.rename(file.with_name(file.name + suffix))
     if drawn:
         old_pictures = output / (pictures.name + suffix)
         old_pictures.mkdir()

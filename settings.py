@@ -4,8 +4,10 @@ import argparse
 import os
 from pathlib import Path
 
+from augment import AUGMENTATIONS
 from files import BadInput
-from utils import Parser, above_zero, whole
+from losses import LOSSES
+from utils import Parser, above_zero, auto_or_threshold, fraction, from_zero, whole
 
 FOLDERS = {  # and what they are called under --data-dir
     "train_img_dir": "train_images",
@@ -13,7 +15,18 @@ FOLDERS = {  # and what they are called under --data-dir
     "val_img_dir": "val_images",
     "val_mask_dir": "val_masks",
 }
-OPTIONAL = ("VAL_IMG_DIR", "VAL_MASK_DIR", "CACHE_DIR", "NUM_WORKERS")  # constants that may be None
+OPTIONAL = (  # constants that may be None
+    "VAL_IMG_DIR",
+    "VAL_MASK_DIR",
+    "CACHE_DIR",
+    "NUM_WORKERS",
+    "PRETRAINED",
+    "TENSORBOARD",
+)
+PATHS = (*FOLDERS, "data_dir", "output_dir", "cache_dir", "pretrained", "tensorboard")
+ROOT = Path(__file__).resolve().parent
+SHIPPED = "weights/unet_carvana_small.pth"  # what --pretrained means without a file
+EMA = 0.998  # and --ema without a number
 
 
 def get_args_parser(constants, given_only=False):
@@ -59,25 +72,61 @@ def get_args_parser(constants, given_only=False):
         metavar="N",
     )
 
+    flag(group, "AUGMENT", "see augment.py", choices=tuple(AUGMENTATIONS))
+
     group = parser.add_argument_group("network")
     flag(group, "FEATURES", "channels of each level", type=whole(1, 8192), nargs="+", metavar="N")
     flag(group, "IN_CHANNELS", "3 for RGB, 1 for grey", type=int, choices=(1, 3))
+    flag(
+        group,
+        "PRETRAINED",
+        f"start from the weights in FILE; without FILE, from {SHIPPED}",
+        nargs="?",
+        const=str(ROOT / SHIPPED),
+        metavar="FILE",
+    )
 
     group = parser.add_argument_group("training")
     flag(
         group, "NUM_EPOCHS", "passes over the photos", "--epochs", type=whole(1, 10**6), metavar="N"
     )
     flag(group, "BATCH_SIZE", "photos a step", "--batchsize", type=whole(1, 65536), metavar="N")
-    flag(group, "LEARNING_RATE", "Adam's", "--lr", type=above_zero, metavar="X")
+    flag(group, "LOSS", "what training makes small", choices=tuple(LOSSES))
+    flag(group, "OPTIMIZER", "what makes it small", choices=("adam", "adamw", "sgd"))
+    flag(group, "LEARNING_RATE", "the highest", "--lr", type=above_zero, metavar="X")
+    flag(
+        group,
+        "SCHEDULER",
+        "how the learning rate changes: not, in steps, falling, rising and falling",
+        choices=("none", "step", "cosine", "onecycle"),
+    )
     flag(
         group,
         "STEP_SIZE",
-        "multiply the learning rate by --gamma after so many epochs; 0: never",
+        "of --scheduler step, and means it: multiply by --gamma after so many epochs",
         "--stepsize",
-        type=whole(0, 10**6),
+        type=whole(1, 10**6),
         metavar="N",
     )
     flag(group, "GAMMA", "see --step-size", type=above_zero, metavar="X")
+    flag(
+        group,
+        "EMA",
+        "evaluate and keep a moving average of the weights that forgets 1 - X of itself each "
+        f"step; without X, {EMA}; 0: the weights themselves",
+        nargs="?",
+        const=EMA,
+        type=fraction,
+        metavar="X",
+    )
+    flag(group, "CLIP_GRAD", "shorten gradients to this norm; 0: not", type=from_zero, metavar="X")
+    flag(
+        group,
+        "THRESHOLD",
+        "a pixel is object above this probability; auto: that with the best validation Dice",
+        type=auto_or_threshold,
+        metavar="X|auto",
+    )
     flag(
         group,
         "ACCUMULATE",
@@ -113,6 +162,14 @@ def get_args_parser(constants, given_only=False):
         action=argparse.BooleanOptionalAction,
     )
     flag(group, "OUTPUT_DIR", "where checkpoints, metrics.csv and pictures go", metavar="DIR")
+    flag(
+        group,
+        "TENSORBOARD",
+        "write TensorBoard's events too; without DIR, into runs/ of the output folder",
+        nargs="?",
+        const="",
+        metavar="DIR",
+    )
     flag(group, "DEVICE", "cuda, mps or cpu; auto: the first of them that is there")
     flag(group, "PIN_MEMORY", "faster copies to CUDA", action=argparse.BooleanOptionalAction)
     return parser
@@ -123,13 +180,13 @@ def check_constant(name, value, type=str, nargs=None, choices=None, action=None,
     if value is None and name in OPTIONAL:
         return
     try:
-        if value is None or nargs and not value:
+        if value is None or nargs == "+" and not value:
             raise argparse.ArgumentTypeError("it needs a value")
         if action is argparse.BooleanOptionalAction and not isinstance(value, bool):
             raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
-        if nargs and not isinstance(value, (tuple, list)):
+        if nargs == "+" and not isinstance(value, (tuple, list)):
             raise argparse.ArgumentTypeError(f"{value} is no tuple")
-        for part in value if nargs else [value]:
+        for part in value if nargs == "+" else [value]:
             type(str(part))
         if choices and value not in choices:
             raise argparse.ArgumentTypeError(f"{value} is not among {choices}")
@@ -144,8 +201,10 @@ def read_flags(constants, argv):
     for side in ("train", "val"):
         if (f"{side}_img_dir" in given) != (f"{side}_mask_dir" in given):
             raise BadInput(f"--{side}-img-dir and --{side}-mask-dir belong together: name both")
-    for name in (*FOLDERS, "data_dir", "output_dir", "cache_dir"):
-        if name in given:
+    if "step_size" in given and given.setdefault("scheduler", "step") != "step":
+        raise BadInput(f"--step-size: belongs to --scheduler step, not {given['scheduler']}")
+    for name in PATHS:
+        if given.get(name):
             given[name] = os.path.abspath(given[name])
 
     if data_dir := given.pop("data_dir", None):
@@ -166,26 +225,44 @@ def plain(value):
     return os.fspath(value) if isinstance(value, Path) else value
 
 
-def choose_settings(defaults, start, given, checkpoint):
+def choose_settings(defaults, start, given, checkpoint, pretrained=None):
     """All settings: as given, else as the checkpoint has them, else as `start` or the constants do.
 
-    A constant edited since the checkpoint was written counts as given. Raises BadInput where the
-    network cannot be the checkpoint's.
+    Of `pretrained`, a checkpoint too, they take only network and size. A constant edited since the
+    checkpoint was written counts as given. Raises BadInput where the network cannot be the
+    checkpoint's.
     """
-    if checkpoint is None:
+    if checkpoint is None and pretrained is None:
         return argparse.Namespace(**defaults | start | given)
+    if checkpoint is None:
+        network = network_of(pretrained)
+        check_network(given, network, "--pretrained")
+        return argparse.Namespace(**defaults | start | network | given)
 
+    saved = start | checkpoint.get("settings", {}) | network_of(checkpoint)
+    before = checkpoint.get("constants", defaults)
+    edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
+    changes = edited | given
+    check_network(changes, saved, "--load-model")
+    for name, value in changes.items():
+        if value is not None and value != saved.get(name, value):
+            print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
+    return argparse.Namespace(**defaults | saved | changes)
+
+
+def network_of(checkpoint):
+    """The settings that a checkpoint's network and its photos had."""
     height, width = checkpoint["image_size"]
-    network = {
+    return {
         "image_height": height,
         "image_width": width,
         "features": checkpoint["model"]["features"],
         "in_channels": checkpoint["model"]["in_channels"],
     }
-    saved = start | checkpoint.get("settings", {}) | network
-    before = checkpoint.get("constants", defaults)
-    edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
-    changes = edited | given
+
+
+def check_network(changes, saved, because_of):
+    """Raises BadInput where a network other than that of the flag's checkpoint is asked for."""
     for name in ("features", "in_channels"):
         if changes.get(name, saved[name]) != saved[name]:
             flag = "--" + name.replace("_", "-")
@@ -193,9 +270,5 @@ def choose_settings(defaults, start, given, checkpoint):
             wanted, found = (str(value).strip("[]").replace(",", "") for value in both)
             raise BadInput(
                 f"{flag} {wanted}: the checkpoint's network has {found}: leave {flag} out to go on "
-                "with it, or leave --load-model out to start afresh"
+                f"with it, or leave {because_of} out to start afresh"
             )
-    for name, value in changes.items():
-        if value is not None and value != saved.get(name, value):
-            print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
-    return argparse.Namespace(**defaults | saved | changes)

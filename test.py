@@ -3,15 +3,18 @@
     python test.py                                     the run's own validation photos
     python test.py --image-dir DIR --mask-dir DIR      other photos
     python test.py --full-size --csv scores.csv        at the photos' own size, a row for each
+    python test.py --tta                               mean over each photo and its mirror image
 
 Network, size, normalization and threshold come from the checkpoint. Prints the two classic lines,
-loss, IoU and the worst photos; draws the best, the median and the worst into saved_images/.
+loss, IoU, the worst photos and, of the challenge's photos, a table by view; draws a histogram of
+Dice and the best, the median and the worst photo into saved_images/.
 """
 
 import csv
 import io
 import os
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch.utils.data import Dataset
@@ -19,21 +22,23 @@ from torch.utils.data import Dataset
 from dataset import (
     VAL_FRACTION,
     CarvanaDataset,
+    car_and_view,
     first_pass,
     get_eval_transform,
     make_loader,
     split_by_car,
 )
 from files import BadInput, find_pairs, read_mask, write_aside
+from plots import save_histogram
 from settings import FOLDERS
 from utils import (
     BEST_CHECKPOINT,
     CHECKPOINT,
     Parser,
-    autocast,
     build_model,
     draw_panel,
     load_checkpoint,
+    logits_of,
     pick_device,
     report_accuracy,
     run_script,
@@ -67,6 +72,11 @@ def get_args_parser():
         "--full-size",
         action="store_true",
         help="score at the photos' own size, as the challenge does: logits are scaled up",
+    )
+    group.add_argument(
+        "--tta",
+        action="store_true",
+        help="average each photo's logits with those of its mirror image (twice the time)",
     )
     group.add_argument(
         "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
@@ -136,13 +146,25 @@ def write_csv(path, names, scores):
         file.write(text.getvalue().encode())
 
 
-def draw_extremes(dataset, model, order, checkpoint, device, folder):
+def print_views(names, dices):
+    """A table of the challenge's 16 views of a car, the hardest first; nothing of other photos."""
+    views = {}
+    for name, dice in zip(names, dices.tolist(), strict=True):
+        views.setdefault(car_and_view(name)[1], []).append(dice)
+    views.pop(None, None)
+    if views:
+        print("by view, the hardest first:\n  view  photos  mean Dice  lowest")
+    for view, dices in sorted(views.items(), key=lambda item: mean(item[1])):
+        print(f"  {view:>4}  {len(dices):>6}  {mean(dices):9.5f}  {min(dices):.5f}")
+
+
+def draw_extremes(dataset, model, order, checkpoint, device, tta, folder):
     """Panels of the best, the median and the worst photo; `order` sorts them from worst to best."""
     chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
     for title, index in chosen.items():
         image, mask = dataset[index]
-        with torch.inference_mode(), autocast(device):
-            logits = model(image[None].to(device))[0].float().cpu()
+        with torch.inference_mode():
+            logits = logits_of(model, image[None], device, tta)[0].cpu()
         panel = draw_panel(
             f"{title}: {dataset.names[index]}",
             image,
@@ -174,7 +196,7 @@ def main(argv=None):
         loader = make_loader(FullSizeMasks(dataset), batch_size=1)
     else:
         loader = make_loader(dataset, args.batch_size)
-    scores = score_loader(loader, model, device, checkpoint["threshold"])
+    scores = score_loader(loader, model, device, checkpoint["threshold"], args.tta)
     means = report_accuracy(scores)
     print(f"loss {means['loss']:.5f}, IoU {means['iou']:.5f}")
 
@@ -182,13 +204,16 @@ def main(argv=None):
     print("worst photos:")
     for index in order[:WORST]:
         print(f"  {scores['dice'][index]:.5f}  {dataset.names[index]}")
+    print_views(dataset.names, scores["dice"])
     if args.csv:
         write_csv(args.csv, dataset.names, scores)
         print(f"a row for each photo: {args.csv}")
     folder = args.output_dir / "saved_images"
-    draw_extremes(dataset, model, order, checkpoint, device, folder)
+    save_histogram(scores["dice"].tolist(), folder / "test_histogram.png")
+    draw_extremes(dataset, model, order, checkpoint, device, args.tta, folder)
     print(
-        f"panels of the worst, the median and the best photo: {os.path.relpath(folder)}/test_*.png"
+        "histogram of Dice, panels of the worst, the median and the best photo: "
+        f"{os.path.relpath(folder)}/test_*.png"
     )
     return 0
 

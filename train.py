@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
@@ -35,6 +34,8 @@ from distributed import (
     world_size,
 )
 from files import BadInput, cpu_count
+from losses import LOSSES
+from plots import Board
 from run import Run, check_output, move_aside, shown
 from settings import FOLDERS, choose_settings, plain, read_flags
 from utils import (
@@ -42,6 +43,7 @@ from utils import (
     CHECKPOINT,
     amp_dtype,
     autocast,
+    find_threshold,
     load_checkpoint,
     memory_format,
     pick_device,
@@ -58,20 +60,27 @@ TRAIN_IMG_DIR = "data/train_images"
 TRAIN_MASK_DIR = "data/train_masks"
 VAL_IMG_DIR = "data/val_images"  # if there is none, a tenth of the training cars is held out
 VAL_MASK_DIR = "data/val_masks"
-OUTPUT_DIR = "."
 CACHE_DIR = None  # where decoded photos are kept; None: in .cache beside the photos' folder
 CACHE = True  # False decodes every photo again every epoch
+AUGMENT = "classic"  # or "flip", "strong": see augment.py
 
 IMAGE_HEIGHT = 160  # 1280 originally
 IMAGE_WIDTH = 240  # 1918 originally
 IN_CHANNELS = 3  # 1: grey photos
 FEATURES = (64, 128, 256, 512)  # channels of each level; (16, 32, 64, 128) is 16 times smaller
 
-LEARNING_RATE = 1e-4
+PRETRAINED = None  # a checkpoint whose weights to start from
+LOSS = "bce"  # or "dice", "iou", "bce-dice": see losses.py
+OPTIMIZER = "adam"  # or "adamw", "sgd"
+LEARNING_RATE = 1e-4  # the highest, where SCHEDULER changes it
+SCHEDULER = "none"  # or "step", "cosine", "onecycle": see run.learning_rate
+STEP_SIZE = 10  # for "step": epochs until the learning rate is multiplied by GAMMA
+GAMMA = 0.1
 BATCH_SIZE = 16
 NUM_EPOCHS = 10
-STEP_SIZE = 0  # epochs until the learning rate is multiplied by GAMMA; 0: never
-GAMMA = 0.1
+EMA = 0.0  # 0.998: what is evaluated and kept is a moving average of the weights over 500 steps
+CLIP_GRAD = 0.0  # the norm to which longer gradients are shortened; 0: none is
+THRESHOLD = 0.5  # a pixel is object above this probability; "auto": the best on validation
 ACCUMULATE = 1  # batches whose gradients make one step: 2 with half the BATCH_SIZE is as good
 CHECKPOINT_ACTIVATIONS = False  # True needs less memory and more time
 SYNC_BATCHNORM = False  # under torchrun: statistics over all GPUs' photos, for small batches
@@ -79,6 +88,8 @@ COMPILE = False  # True for torch.compile: slow at the start, for long runs
 SEED = 42
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
+OUTPUT_DIR = "."
+TENSORBOARD = None  # a folder for TensorBoard's events
 DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
 NUM_WORKERS = None  # None: one a core, at most 8, for a GPU; 0 on a CPU, which is busy as it is
 PIN_MEMORY = True
@@ -94,6 +105,7 @@ DEMO = {
     "features": (8, 16, 32, 64),
     "batch_size": 8,
     "learning_rate": 2e-3,
+    "scheduler": "step",
     "step_size": 9,
     "num_epochs": 12,
 }
@@ -125,16 +137,16 @@ def starting_settings(defaults, given):
 # Training -----------------------------------------------------------------------------------------
 
 
-def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, description=""):
+def train_one_epoch(run, loader, device, description=""):
     """One pass over the photos: (mean loss a photo, photos a second).
 
-    The gradients of `accumulate` batches make one step of the optimizer.
+    The gradients of `--accumulate` batches make one step of the optimizer.
 
     Raises FloatingPointError once the loss is no longer a number, naming the first such step.
     """
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    loss_function = nn.BCEWithLogitsLoss()
+    run.trained_model.train()
+    run.optimizer.zero_grad(set_to_none=True)
+    loss_function, accumulate = LOSSES[run.settings.loss], run.settings.accumulate
     loss_sum = torch.zeros((), device=device)
     bad_step = torch.zeros((), dtype=torch.int64, device=device)  # the first; 0: none
     look_every = 1 if device.type == "cpu" else 20  # a look at a GPU's numbers makes it wait
@@ -150,15 +162,13 @@ def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, desc
             images = images.to(device, non_blocking=True, memory_format=memory_format(device))
             masks = masks.to(device, non_blocking=True)
             with autocast(device):
-                logits = model(images)  # (N, 1, H, W)
-            loss = loss_function(logits.float(), masks)
+                logits = run.trained_model(images)  # (N, 1, H, W)
+            loss = loss_function(logits, masks).mean()
 
             first = (step - 1) // accumulate * accumulate  # batches before this step's
-            scaler.scale(share * loss / min(accumulate, len(loader) - first)).backward()
+            run.scaler.scale(share * loss / min(accumulate, len(loader) - first)).backward()
             if step == first + accumulate or step == len(loader):
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad(set_to_none=True)
+                run.step(run.epoch + first / len(loader))
 
             loss = loss.detach()
             loss_sum += loss * own
@@ -174,28 +184,26 @@ def train_one_epoch(loader, model, optimizer, scaler, device, accumulate=1, desc
     return (loss_sum / photos).item(), photos.item() / (time.perf_counter() - start)
 
 
-def train(run, train_loader, val_loader, device, output, defaults):
+def train(run, train_loader, val_loader, device, output, defaults, board=None):
     """Train the epochs that are left; after each, write checkpoints, metrics.csv and pictures."""
     settings, pictures = run.settings, output / "saved_images"
     pictures_loader = some_of(val_loader, settings)
+    loss_function = LOSSES[settings.loss]
     while run.epoch < settings.num_epochs:
         start = time.perf_counter()
         epoch = run.epoch + 1
-        learning_rate = run.set_learning_rate()
         train_loader.sampler.set_epoch(epoch)
         title = f"epoch {epoch}/{settings.num_epochs}"
-        loss, speed = train_one_epoch(
-            train_loader,
-            run.trained_model,
-            run.optimizer,
-            run.scaler,
-            device,
-            settings.accumulate,
-            title,
-        )
+        loss, speed = train_one_epoch(run, train_loader, device, title)
+        model = run.evaluated_model
         share_buffers(run.model)
+        if run.averaged:
+            share_buffers(model)
+        if settings.threshold == "auto":
+            run.threshold = find_threshold(val_loader, model, device)
         # Each process scores a part of the photos.
-        scores = report_accuracy(interleave(score_loader(val_loader, run.model, device)))
+        scores = score_loader(val_loader, model, device, run.threshold, loss_function=loss_function)
+        scores = report_accuracy(interleave(scores))
         if not math.isfinite(scores["loss"]):
             raise FloatingPointError(f"the validation loss is {scores['loss']}")
 
@@ -204,9 +212,10 @@ def train(run, train_loader, val_loader, device, output, defaults):
             {"epoch": epoch, "train_loss": loss, "val_loss": scores.pop("loss")}
             | scores
             | {
-                "learning_rate": learning_rate,
+                "learning_rate": run.learning_rate,
                 "seconds": time.perf_counter() - start,
                 "photos_per_second": speed,
+                "threshold": run.threshold,
             }
         )
         row = run.history[-1]
@@ -223,7 +232,11 @@ def train(run, train_loader, val_loader, device, output, defaults):
             save_checkpoint(state, output / CHECKPOINT)
             run.saved_epoch = epoch
             run.save_history(output)
-            save_predictions_as_imgs(pictures_loader, run.model, pictures, device)
+            panels = save_predictions_as_imgs(
+                pictures_loader, model, pictures, device, run.threshold
+            )
+            if board:
+                board.add(row, panels, last=epoch == settings.num_epochs)
 
 
 def some_of(loader, settings):
@@ -255,11 +268,17 @@ def train_as_told(argv, defaults, given, device):
     known = checkpoint is not None and "settings" in checkpoint
     with first_before_others():  # it may have to draw the demo
         start = {} if known else starting_settings(defaults, given)
-    settings = choose_settings(defaults, start, given, checkpoint)
+    weights, pretrained = given.get("pretrained", defaults["pretrained"]), None
+    if weights and checkpoint is None:
+        weights = shown(ROOT / weights)
+        pretrained = load_checkpoint(weights)
+    settings = choose_settings(defaults, start, given, checkpoint, pretrained)
 
     check_output(output)
     check_size(settings)
     run = Run(settings, device)
+    if pretrained is not None:
+        run.start_from(pretrained, weights)
     if checkpoint is not None:
         run.restore(checkpoint, shown(latest))
         if run.history and rank() == 0:  # a kill may have come between the checkpoint and these
@@ -274,10 +293,14 @@ def train_as_told(argv, defaults, given, device):
     with first_before_others():  # it decodes the photos for all
         train_loader, val_loader = load_data(settings, device)
     print_settings(run, train_loader, val_loader, device)
+    board = None
+    if settings.tensorboard is not None and rank() == 0:
+        folder = ROOT / settings.tensorboard if settings.tensorboard else output / "runs"
+        board = Board(folder, run.epoch)
     move_others_aside(run, checkpoint, output)
 
     try:
-        train(run, train_loader, val_loader, device, output, defaults)
+        train(run, train_loader, val_loader, device, output, defaults, board)
     except FloatingPointError as error:
         raise BadInput(
             f"epoch {run.epoch + 1}: {error}: try --lr {settings.learning_rate / 10:g}; "
@@ -364,6 +387,7 @@ def load_data(settings, device):
         seed=settings.seed,
         cache=settings.cache,
         cache_dir=settings.cache_dir and ROOT / settings.cache_dir,
+        augment=settings.augment,
     )
 
 
@@ -379,7 +403,8 @@ def print_settings(run, train_loader, val_loader, device):
         f"Network: features {' '.join(map(str, settings.features))}, {parameters:,} parameters, "
         f"on {device} in {precision}\n"
         f"Epochs {run.epoch + 1} to {settings.num_epochs}, batches of {settings.batch_size}, "
-        f"learning rate {settings.learning_rate:g}, seed {settings.seed}",
+        f"{settings.loss} by {settings.optimizer}, learning rate {settings.learning_rate:g} "
+        f"({settings.scheduler}), augmentation {settings.augment}, seed {settings.seed}",
         flush=True,
     )
 

@@ -1,9 +1,7 @@
 """What the scripts share after the batch: device, scores, checkpoints, pictures, exit codes."""
 
 import argparse
-import csv
 import ctypes
-import io
 import math
 import os
 import pickle
@@ -14,7 +12,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import matplotlib.figure
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -22,11 +19,15 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from torchvision.utils import save_image
 
-from dataset import MAX_PIXEL_VALUE, MEAN, STD
+from augment import MAX_PIXEL_VALUE, MEAN, STD
+from distributed import sum_over_processes
 from files import BadInput, write_aside
+from losses import bce
 from model import UNet
 
 CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
+
+THRESHOLDS = [number / 20 for number in range(4, 17)]  # 0.2 to 0.8, for find_threshold
 
 # What a checkpoint of the classic recipe does not say.
 CLASSIC = {
@@ -111,22 +112,36 @@ def predicted_masks(logits, threshold):
     return logits > math.log(threshold / (1 - threshold))
 
 
-def score_batch(logits, masks, threshold=0.5):
+def logits_of(model, images, device, tta=False):
+    """The network's answer to images (N, C, H, W) from a loader: logits (N, 1, H, W), float32.
+
+    With `tta`, the mean of its answers to them and to their mirror images.
+    """
+    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    with autocast(device):
+        logits = model(images).float()
+        if tta:
+            logits = (logits + model(images.flip(-1)).float().flip(-1)) / 2
+    return logits
+
+
+def score_batch(logits, masks, threshold=0.5, loss_function=bce):
     """Scores of each image by itself, so that they do not depend on the batch it came in.
 
     Args:
         logits: (N, 1, h, w); brought to the masks' size if theirs is another.
         masks: (N, 1, H, W), 0 and 1.
         threshold: a pixel counts as object where its probability is above it.
+        loss_function: one of losses.LOSSES.
 
-    Returns a dict of tensors (N,) on the CPU, float64: `loss` (binary cross-entropy, mean over
-    pixels), `correct` and `pixels` (counts), `accuracy`, `dice`, `iou` (0 to 1). Dice is
-    2|A∩B| / (|A|+|B|), and 1 where both masks are empty: the challenge's own definition.
+    Returns a dict of tensors (N,) on the CPU, float64: `loss`, `correct` and `pixels` (counts),
+    `accuracy`, `dice`, `iou` (0 to 1). Dice is 2|A∩B| / (|A|+|B|), and 1 where both masks are
+    empty: the challenge's own definition.
     """
     logits = logits.float()
     if logits.shape[-2:] != masks.shape[-2:]:
         logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
-    loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").flatten(1).mean(1)
+    loss = loss_function(logits, masks)
     predicted = predicted_masks(logits, threshold).flatten(1)
     true = (masks > 0.5).flatten(1)
     counts = torch.stack(
@@ -146,21 +161,35 @@ def score_batch(logits, masks, threshold=0.5):
     }
 
 
-def score_loader(loader, model, device, threshold=0.5):
-    """score_batch over a loader: a dict of tensors (number of images,) in the loader's order."""
+def predictions(loader, model, device, tta=False):
+    """Yield (images, masks, logits) for each batch of a loader; see logits_of."""
     was_training = model.training
     model.eval()
-    scores = []
-    with torch.inference_mode():
-        for images, masks in loader:
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-            with autocast(device):
-                logits = model(images)
-            scores.append(score_batch(logits, masks.to(device, non_blocking=True), threshold))
+    for images, masks in loader:
+        with torch.inference_mode():
+            logits = logits_of(model, images, device, tta)
+        yield images, masks.to(device, non_blocking=True), logits
     model.train(was_training)
+
+
+def score_loader(loader, model, device, threshold=0.5, tta=False, loss_function=bce):
+    """score_batch over a loader: a dict of tensors (number of images,) in the loader's order."""
+    scores = [
+        score_batch(logits, masks, threshold, loss_function)
+        for _, masks, logits in predictions(loader, model, device, tta)
+    ]
     if not scores:  # one process of many, with fewer photos than processes
         scores = [score_batch(torch.empty(0, 1, 1, 1), torch.empty(0, 1, 1, 1))]
     return {name: torch.cat([batch[name] for batch in scores]) for name in scores[0]}
+
+
+def find_threshold(loader, model, device):
+    """The one of THRESHOLDS with the best mean Dice over a loader's images, of all processes."""
+    dice = torch.zeros(len(THRESHOLDS))
+    for _, masks, logits in predictions(loader, model, device):
+        for index, threshold in enumerate(THRESHOLDS):
+            dice[index] += score_batch(logits, masks, threshold)["dice"].sum()
+    return THRESHOLDS[sum_over_processes(dice.to(device)).argmax()]
 
 
 def check_accuracy(loader, model, device, threshold=0.5):
@@ -265,23 +294,23 @@ def build_model(checkpoint, filename, device):
 
 def save_predictions_as_imgs(loader, model, folder, device, threshold=0.5, normalization=None):
     """Write, for each batch, the classic grids of predicted and true masks, `pred_<batch>.png` and
-    `gt_<batch>.png`, and for each photo a panel (see draw_panel), `panel_<photo's name>.png`."""
+    `gt_<batch>.png`, and for each photo a panel (see draw_panel), `panel_<photo's name>.png`.
+
+    Returns the panels, {photo's name: PIL image}.
+    """
     folder, device = Path(folder), torch.device(device)
-    names = iter(photo_names(loader.dataset))
-    was_training = model.training
-    model.eval()
-    for batch, (images, masks) in enumerate(loader):
-        with torch.inference_mode(), autocast(device):
-            logits = model(images.to(device)).float().cpu()
+    names, panels = iter(photo_names(loader.dataset)), {}
+    for batch, parts in enumerate(predictions(loader, model, device)):
+        images, masks, logits = (part.cpu() for part in parts)
         predicted = predicted_masks(logits, threshold).float()
         with write_aside(folder / f"pred_{batch}.png") as file:
             save_image(predicted, file, format="png")
         with write_aside(folder / f"gt_{batch}.png") as file:
             save_image(masks, file, format="png")
         for image, mask, logit, name in zip(images, masks, logits, names, strict=False):
-            panel = draw_panel(name, image, mask, logit, threshold, normalization)
-            save_picture(panel, folder / f"panel_{name}.png")
-    model.train(was_training)
+            panels[name] = draw_panel(name, image, mask, logit, threshold, normalization)
+            save_picture(panels[name], folder / f"panel_{name}.png")
+    return panels
 
 
 def photo_names(dataset):
@@ -333,37 +362,6 @@ def save_picture(image, path):
         image.save(file, format="png")
 
 
-def save_metrics(history, path):
-    """metrics.csv: one row an epoch, from the history that the checkpoint carries."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]))
-    writer.writeheader()
-    writer.writerows(history)
-    with write_aside(path) as file:
-        file.write(text.getvalue().encode())
-
-
-def save_curves(history, best, path):
-    """training_curves.png: loss, and Dice with IoU, over the epochs; `best` is one of the rows."""
-    epochs = [row["epoch"] for row in history]
-    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, series in ((left, ("train_loss", "val_loss")), (right, ("dice", "iou"))):
-        for name in series:
-            label = name.replace("_", " ")
-            axes.plot(epochs, [row[name] for row in history], marker=".", label=label)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-    right.plot(best["epoch"], best["dice"], "o", color="black", mfc="none", ms=9)
-    left.set_title("loss (binary cross-entropy)")
-    right.set_title(f"validation: best Dice {best['dice']:.5f} after epoch {best['epoch']}")
-    left.legend()
-    right.legend()
-    with write_aside(path) as file:
-        figure.savefig(file, format="png", dpi=100)
-
-
 # The command line ---------------------------------------------------------------------------------
 
 
@@ -387,13 +385,35 @@ def whole(least, most):
 
 def above_zero(text):
     """An argparse type: a number above zero."""
+    return number(text, "above 0", lambda value: 0 < value < math.inf)
+
+
+def from_zero(text):
+    """An argparse type: zero, or a number above it."""
+    return number(text, "from 0 on", lambda value: 0 <= value < math.inf)
+
+
+def fraction(text):
+    """An argparse type: a number from 0 to below 1."""
+    return number(text, "from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def number(text, bounds, fits):
+    """A number that fits; raises argparse's error, with the bounds in words, for any other."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return number
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text} is no number {bounds}")
+    return value
+
+
+def auto_or_threshold(text):
+    """An argparse type: "auto", or a probability between 0 and 1."""
+    if text == "auto":
+        return text
+    return number(text, 'between 0 and 1, nor "auto"', lambda value: 0 < value < 1)
 
 
 def run_script(main):

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from files import BadInput
 from model import UNet
+from plots import save_curves
 from utils import (
     build_model,
     check_accuracy,
     draw_panel,
     load_checkpoint,
     save_checkpoint,
-    save_curves,
     save_predictions_as_imgs,
     score_batch,
 )
