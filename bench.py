@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import settings as train_settings
 import train
 from classic import Classic, exhaust
+from command_line import Parser, run_script, whole
 from data.draw_demo import draw_car
 from dataset import (
     CarvanaDataset,
@@ -45,7 +46,7 @@ from dataset import (
 from files import BadInput, Pair, cpu_count, find_pairs, write_aside
 from model import UNet
 from run import Run
-from utils import Parser, amp_dtype, pick_device, run_script, score_loader, whole
+from utils import amp_dtype, pick_device, score_loader
 
 ROOT = Path(__file__).resolve().parent
 SECONDS, REPEATS = 4, 3  # a measurement goes on for so long (at least a batch), so often

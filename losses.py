@@ -19,7 +19,8 @@ def bce(logits, masks):
 def dice(logits, masks):
     """1 - 2|A∩B| / (|A|+|B|), with probabilities in place of the predicted mask.
 
-    After Milletari et al., "V-Net", https://arxiv.org/abs/1606.04797.
+    After Milletari et al., "V-Net", https://arxiv.org/abs/1606.04797, where the sums below the line
+    are of squares.
     """
     both, total = overlap(logits, masks)
     return 1 - (2 * both + SMOOTH) / (total + SMOOTH)

@@ -66,24 +66,24 @@ def save_figure(figure, path):
 class Board:
     """A run as TensorBoard shows it: every number of metrics.csv, and panels now and then.
 
-    Args:
-        folder: where the events go.
-        epochs: trained so far; a resumed run writes over what came after them.
-
-    Raises BadInput where TensorBoard is not installed.
+    The first thing added opens a new file of events in `folder`. TensorBoard shows it in place of
+    what earlier files there have from its first epoch on: a resumed run continues its curves, a new
+    one hides those of the old. Raises BadInput where TensorBoard is not installed.
     """
 
-    def __init__(self, folder, epochs):
+    def __init__(self, folder):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise BadInput(
                 "--tensorboard: needs a package more: pip install tensorboard, or leave it out"
             ) from None
-        self.writer = SummaryWriter(folder, purge_step=epochs + 1)
+        self.make_writer = lambda epoch: SummaryWriter(folder, purge_step=epoch)
+        self.writer = None
 
     def add(self, row, panels, last):
         """An epoch's row of the history, and its panels, {photo's name: PIL image}."""
+        self.writer = self.writer or self.make_writer(row["epoch"])
         groups = {"train_loss": "loss/train", "val_loss": "loss/validation"}
         for name, value in row.items():
             if name != "epoch":
@@ -93,6 +93,3 @@ class Board:
                 picture = np.asarray(panel)
                 self.writer.add_image(name, picture, row["epoch"], dataformats="HWC")
         self.writer.flush()
-
-    def close(self):
-        self.writer.close()

@@ -21,7 +21,12 @@ from utils import (
     set_up,
 )
 
-NOT_SAVED = ("load_model", "output_dir", "device")  # settings of one call, not of the run
+NOT_SAVED = (
+    "load_model",
+    "output_dir",
+    "device",
+    "tensorboard",
+)  # settings of one call, not of the run
 
 WARM_UP = 0.3  # share of the run in which the learning rate of "onecycle" rises
 
@@ -51,7 +56,7 @@ class Run:
         self.averaged = None
         self.evaluated_model = self.model
         if settings.ema:
-            average = get_ema_multi_avg_fn(settings.ema)
+            average = moving_average(settings.ema)
             self.averaged = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
             self.evaluated_model = self.averaged.module
         self.optimizer = make_optimizer(settings, self.model.parameters())
@@ -95,7 +100,10 @@ class Run:
     def state(self, defaults):
         """The checkpoint: tensors and plain values only."""
         settings = self.settings
-        raw = {"raw_state_dict": self.model.state_dict()} if self.averaged else {}
+        raw = {}
+        if self.averaged:  # which is the state_dict; these are the weights that are trained
+            raw["raw_state_dict"] = self.model.state_dict()
+            raw["averaged_steps"] = int(self.averaged.n_averaged)
         return {
             "state_dict": self.evaluated_model.state_dict(),
             "model": {
@@ -108,7 +116,7 @@ class Run:
             "threshold": self.threshold,
             "val_fraction": VAL_FRACTION,
             # From here on, what only resuming needs.
-            **raw,  # the weights that are trained, where state_dict is their average
+            **raw,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
@@ -126,17 +134,23 @@ class Run:
         load_weights(self.model, checkpoint, filename)
         if self.averaged:
             load_weights(self.averaged.module, checkpoint, filename)
-            self.averaged.n_averaged.fill_(1)  # or the next update would start the average anew
+            self.averaged.n_averaged.fill_(1)  # at 0 the first step would start it anew
 
     def restore(self, checkpoint, filename):
-        """Take up where a checkpoint stopped; a classic one has only weights and Adam's moments."""
+        """Take up where a checkpoint stopped; a classic one has only weights and Adam's moments.
+
+        An optimizer of another kind than the checkpoint's starts without its state.
+        """
         self.start_from(checkpoint, filename)
         try:
             if "raw_state_dict" in checkpoint:
                 self.model.load_state_dict(checkpoint["raw_state_dict"])
+            if self.averaged:
+                self.averaged.n_averaged.fill_(checkpoint.get("averaged_steps", 1))
             if self.settings.threshold == "auto":
                 self.threshold = checkpoint["threshold"]
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if checkpoint.get("settings", {}).get("optimizer", "adam") == self.settings.optimizer:
+                self.optimizer.load_state_dict(checkpoint["optimizer"])
             if checkpoint.get("scaler"):  # empty from a run that needed none
                 self.scaler.load_state_dict(checkpoint["scaler"])
             self.history = list(checkpoint.get("history", []))
@@ -162,6 +176,20 @@ class Run:
         if self.saved_epoch == 0:
             return "nothing was saved before the end of the first epoch"
         return f"{filename} holds the run up to the end of epoch {self.saved_epoch}"
+
+
+def moving_average(decay):
+    """For AveragedModel: an exponential moving average that forgets faster over its first steps.
+
+    The decay after n steps is (1 + n) / (10 + n), up to `decay`: the random weights of the start
+    would count for as long as they do for 500 steps at 0.998.
+    """
+
+    def update(averaged, current, steps):
+        steps = int(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, steps)
+
+    return update
 
 
 def make_optimizer(settings, parameters):
@@ -196,11 +224,11 @@ def falling(progress):
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def check_output(output):
-    """Raises BadInput where the output folder cannot be made or written to."""
+def check_output(output, flag="--output-dir"):
+    """Raises BadInput where the folder of this flag cannot be made or written to."""
     there = next(path for path in (output, *output.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"{shown(output)}: cannot be written: name another --output-dir")
+        raise BadInput(f"{shown(output)}: cannot be written: name another {flag}")
 
 
 def move_aside(output, names):
@@ -214,9 +242,8 @@ def move_aside(output, names):
     if not files and not drawn:
         return
 
-    taken = {path.name for path in output.glob("*.previous")}
     suffix, number = ".previous", 1
-    while any(file.name + suffix in taken for file in (*files, pictures)):
+    while any(path.with_name(path.name + suffix).exists() for path in (*files, pictures)):
         number += 1
         suffix = f".{number}.previous"
     for file in files:

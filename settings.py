@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from augment import AUGMENTATIONS
+from command_line import Parser, above_zero, auto_or_threshold, fraction, from_zero, whole
 from files import BadInput
 from losses import LOSSES
-from utils import Parser, above_zero, auto_or_threshold, fraction, from_zero, whole
 
 FOLDERS = {  # and what they are called under --data-dir
     "train_img_dir": "train_images",
@@ -91,8 +91,8 @@ def get_args_parser(constants, given_only=False):
         group, "NUM_EPOCHS", "passes over the photos", "--epochs", type=whole(1, 10**6), metavar="N"
     )
     flag(group, "BATCH_SIZE", "photos a step", "--batchsize", type=whole(1, 65536), metavar="N")
-    flag(group, "LOSS", "what training makes small", choices=tuple(LOSSES))
-    flag(group, "OPTIMIZER", "what makes it small", choices=("adam", "adamw", "sgd"))
+    flag(group, "LOSS", "see losses.py", choices=tuple(LOSSES))
+    flag(group, "OPTIMIZER", "with PyTorch's defaults", choices=("adam", "adamw", "sgd"))
     flag(group, "LEARNING_RATE", "the highest", "--lr", type=above_zero, metavar="X")
     flag(
         group,
@@ -103,29 +103,29 @@ def get_args_parser(constants, given_only=False):
     flag(
         group,
         "STEP_SIZE",
-        "of --scheduler step, and means it: multiply by --gamma after so many epochs",
+        "multiply the learning rate by --gamma after so many epochs; means --scheduler step",
         "--stepsize",
         type=whole(1, 10**6),
         metavar="N",
     )
-    flag(group, "GAMMA", "see --step-size", type=above_zero, metavar="X")
+    flag(group, "GAMMA", "see --step-size; likewise", type=above_zero, metavar="X")
     flag(
         group,
         "EMA",
-        "evaluate and keep a moving average of the weights that forgets 1 - X of itself each "
-        f"step; without X, {EMA}; 0: the weights themselves",
+        "decay of the exponential moving average of the weights that is then evaluated and kept; "
+        f"without X, {EMA}; 0: the weights themselves",
         nargs="?",
         const=EMA,
         type=fraction,
         metavar="X",
     )
-    flag(group, "CLIP_GRAD", "shorten gradients to this norm; 0: not", type=from_zero, metavar="X")
+    flag(group, "CLIP_GRAD", "clip the gradients' norm; 0: not", type=from_zero, metavar="X")
     flag(
         group,
         "THRESHOLD",
         "a pixel is object above this probability; auto: that with the best validation Dice",
         type=auto_or_threshold,
-        metavar="X|auto",
+        metavar="X",
     )
     flag(
         group,
@@ -201,8 +201,10 @@ def read_flags(constants, argv):
     for side in ("train", "val"):
         if (f"{side}_img_dir" in given) != (f"{side}_mask_dir" in given):
             raise BadInput(f"--{side}-img-dir and --{side}-mask-dir belong together: name both")
-    if "step_size" in given and given.setdefault("scheduler", "step") != "step":
-        raise BadInput(f"--step-size: belongs to --scheduler step, not {given['scheduler']}")
+    for name in {"step_size", "gamma"} & set(given):
+        if given.setdefault("scheduler", "step") != "step":
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(f"{flag}: belongs to --scheduler step, not {given['scheduler']}")
     for name in PATHS:
         if given.get(name):
             given[name] = os.path.abspath(given[name])

@@ -13,12 +13,14 @@ Dice and the best, the median and the worst photo into saved_images/.
 import csv
 import io
 import os
+import time
 from pathlib import Path
 from statistics import mean
 
 import torch
 from torch.utils.data import Dataset
 
+from command_line import Parser, run_script, whole
 from dataset import (
     VAL_FRACTION,
     CarvanaDataset,
@@ -29,23 +31,21 @@ from dataset import (
     split_by_car,
 )
 from files import BadInput, find_pairs, read_mask, write_aside
+from losses import LOSSES
 from plots import save_histogram
 from settings import FOLDERS
 from utils import (
     BEST_CHECKPOINT,
     CHECKPOINT,
-    Parser,
     build_model,
     draw_panel,
     load_checkpoint,
     logits_of,
     pick_device,
     report_accuracy,
-    run_script,
     save_picture,
     score_loader,
     set_up,
-    whole,
 )
 
 ROOT = Path(__file__).resolve().parent
@@ -196,9 +196,16 @@ def main(argv=None):
         loader = make_loader(FullSizeMasks(dataset), batch_size=1)
     else:
         loader = make_loader(dataset, args.batch_size)
-    scores = score_loader(loader, model, device, checkpoint["threshold"], args.tta)
+    start = time.perf_counter()
+    loss_function = LOSSES[checkpoint.get("settings", {}).get("loss", "bce")]  # the run's own
+    scores = score_loader(loader, model, device, checkpoint["threshold"], args.tta, loss_function)
+    seconds = (time.perf_counter() - start) / len(pairs)
     means = report_accuracy(scores)
-    print(f"loss {means['loss']:.5f}, IoU {means['iou']:.5f}")
+    spread = scores["dice"].std(correction=0)
+    print(
+        f"loss {means['loss']:.5f}, IoU {means['iou']:.5f}, standard deviation of Dice {spread:.5f}"
+    )
+    print(f"{seconds:.3f} s a photo, reading and scoring included")
 
     order = scores["dice"].argsort().tolist()
     print("worst photos:")

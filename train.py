@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
+from command_line import run_script
 from data import prepare
 from dataset import get_loaders, make_loader
 from distributed import (
@@ -48,7 +49,6 @@ from utils import (
     memory_format,
     pick_device,
     report_accuracy,
-    run_script,
     save_checkpoint,
     save_predictions_as_imgs,
     score_loader,
@@ -89,7 +89,7 @@ SEED = 42
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
 OUTPUT_DIR = "."
-TENSORBOARD = None  # a folder for TensorBoard's events
+TENSORBOARD = None  # a folder for TensorBoard's events; "": runs in the output folder
 DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
 NUM_WORKERS = None  # None: one a core, at most 8, for a GPU; 0 on a CPU, which is busy as it is
 PIN_MEMORY = True
@@ -272,6 +272,9 @@ def train_as_told(argv, defaults, given, device):
     if weights and checkpoint is None:
         weights = shown(ROOT / weights)
         pretrained = load_checkpoint(weights)
+        print(f"Starting from the weights in {weights}, with their network and size of photos")
+    elif given.pop("pretrained", None):
+        print(f"--pretrained: not needed, since the run goes on from {shown(latest)}")
     settings = choose_settings(defaults, start, given, checkpoint, pretrained)
 
     check_output(output)
@@ -290,13 +293,14 @@ def train_as_told(argv, defaults, given, device):
                 f"left to do; --load-model --epochs {2 * run.epoch} would go on"
             )
             return 0
-    with first_before_others():  # it decodes the photos for all
-        train_loader, val_loader = load_data(settings, device)
-    print_settings(run, train_loader, val_loader, device)
     board = None
     if settings.tensorboard is not None and rank() == 0:
         folder = ROOT / settings.tensorboard if settings.tensorboard else output / "runs"
-        board = Board(folder, run.epoch)
+        check_output(folder, "--tensorboard")
+        board = Board(folder)
+    with first_before_others():  # it decodes the photos for all
+        train_loader, val_loader = load_data(settings, device)
+    print_settings(run, train_loader, val_loader, device)
     move_others_aside(run, checkpoint, output)
 
     try:

@@ -1,13 +1,10 @@
-"""What the scripts share after the batch: device, scores, checkpoints, pictures, exit codes."""
+"""What the scripts share after the batch: device, scores, checkpoints, pictures."""
 
-import argparse
 import ctypes
 import math
-import os
 import pickle
 import platform
 import re
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -142,23 +139,25 @@ def score_batch(logits, masks, threshold=0.5, loss_function=bce):
     if logits.shape[-2:] != masks.shape[-2:]:
         logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
     loss = loss_function(logits, masks)
-    predicted = predicted_masks(logits, threshold).flatten(1)
-    true = (masks > 0.5).flatten(1)
-    counts = torch.stack(
-        [(predicted == true).sum(1), (predicted & true).sum(1), predicted.sum(1) + true.sum(1)]
-    )
-
-    correct, both, total = counts.cpu().double()
-    pixels = torch.full_like(correct, true.shape[1])
-    empty = total == 0
+    predicted, true = predicted_masks(logits, threshold), masks > 0.5
+    both, total = overlap(predicted, true)
+    correct = (predicted == true).flatten(1).sum(1).cpu().double()
+    pixels = torch.full_like(correct, true[0].numel() if len(true) else 0)
     return {
         "loss": loss.cpu().double(),
         "correct": correct,
         "pixels": pixels,
         "accuracy": correct / pixels,
-        "dice": torch.where(empty, 1.0, 2 * both / total),
-        "iou": torch.where(empty, 1.0, both / (total - both)),
+        "dice": torch.where(total == 0, 1.0, 2 * both / total),
+        "iou": torch.where(total == 0, 1.0, both / (total - both)),
     }
+
+
+def overlap(predicted, true):
+    """(|A∩B|, |A|+|B|) of masks (N, 1, H, W) of True and False: (N,) each, float64, on the CPU."""
+    predicted, true = predicted.flatten(1), true.flatten(1)
+    counts = torch.stack([(predicted & true).sum(1), predicted.sum(1) + true.sum(1)])
+    return counts.cpu().double()
 
 
 def predictions(loader, model, device, tta=False):
@@ -188,8 +187,11 @@ def find_threshold(loader, model, device):
     dice = torch.zeros(len(THRESHOLDS))
     for _, masks, logits in predictions(loader, model, device):
         for index, threshold in enumerate(THRESHOLDS):
-            dice[index] += score_batch(logits, masks, threshold)["dice"].sum()
-    return THRESHOLDS[sum_over_processes(dice.to(device)).argmax()]
+            both, total = overlap(predicted_masks(logits, threshold), masks > 0.5)
+            dice[index] += torch.where(total == 0, 1.0, 2 * both / total).sum()
+    dice = sum_over_processes(dice.to(device)).tolist()
+    # Of equally good ones that nearest to 0.5.
+    return max(zip(dice, THRESHOLDS, strict=True), key=lambda one: (one[0], -abs(one[1] - 0.5)))[1]
 
 
 def check_accuracy(loader, model, device, threshold=0.5):
@@ -282,6 +284,20 @@ def load_weights(model, checkpoint, filename):
         raise BadInput(f"{filename}: its weights do not fit the network: {reason}") from None
 
 
+def save_weights(checkpoint_file, filename):
+    """Write of a checkpoint what evaluation and --pretrained need, the convolutions in float16.
+
+    A twentieth of the size of the checkpoint, for passing on.
+    """
+    checkpoint = load_checkpoint(checkpoint_file)
+    kept = ("model", "image_size", "normalization", "threshold")
+    weights = {
+        name: tensor.half() if tensor.dim() == 4 else tensor
+        for name, tensor in checkpoint["state_dict"].items()
+    }
+    save_checkpoint({"state_dict": weights} | {name: checkpoint[name] for name in kept}, filename)
+
+
 def build_model(checkpoint, filename, device):
     """The network of a checkpoint that load_checkpoint gave, on a device, in evaluation mode."""
     model = UNet(**checkpoint["model"])
@@ -360,84 +376,3 @@ def save_picture(image, path):
     """Write a PIL image as PNG, whole or not at all."""
     with write_aside(path) as file:
         image.save(file, format="png")
-
-
-# The command line ---------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong flag with one line and exit code 2."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
-
-
-def whole(least, most):
-    """An argparse type: a whole number within bounds."""
-
-    def parse(text):
-        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def above_zero(text):
-    """An argparse type: a number above zero."""
-    return number(text, "above 0", lambda value: 0 < value < math.inf)
-
-
-def from_zero(text):
-    """An argparse type: zero, or a number above it."""
-    return number(text, "from 0 on", lambda value: 0 <= value < math.inf)
-
-
-def fraction(text):
-    """An argparse type: a number from 0 to below 1."""
-    return number(text, "from 0 to below 1", lambda value: 0 <= value < 1)
-
-
-def number(text, bounds, fits):
-    """A number that fits; raises argparse's error, with the bounds in words, for any other."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not fits(value):
-        raise argparse.ArgumentTypeError(f"{text} is no number {bounds}")
-    return value
-
-
-def auto_or_threshold(text):
-    """An argparse type: "auto", or a probability between 0 and 1."""
-    if text == "auto":
-        return text
-    return number(text, 'between 0 and 1, nor "auto"', lambda value: 0 < value < 1)
-
-
-def run_script(main):
-    """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
-    try:
-        sys.exit(main())
-    except BadInput as problem:
-        # From a data loader's worker it comes wrapped in the worker's traceback.
-        print(f"error: {str(problem).rpartition('files.BadInput: ')[2]}", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not memory and "allocate memory" not in str(error):
-            raise
-        print(
-            "error: out of memory: try, in this order, a smaller --batch-size (with --accumulate 2 "
-            "half of it is as good), --checkpoint-activations, a smaller --image-height and "
-            "--image-width",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except BrokenPipeError:  # python test.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import command_line
 import train
 import utils
 
@@ -56,7 +57,7 @@ def call(capsys):
     def call(main, *argv):
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            utils.run_script(lambda: main([str(arg) for arg in argv]))
+            command_line.run_script(lambda: main([str(arg) for arg in argv]))
         out, err = capsys.readouterr()
         return stop.value.code or 0, out, err
 

@@ -26,11 +26,12 @@ def frozen(self, *args, **kwargs):
 
 torch.nn.BatchNorm2d.__init__ = frozen
 torch.nn.BatchNorm2d.train = lambda self, mode=True: self
+import command_line
 import train
 import utils
 
 utils.amp_dtype = lambda device: None  # bf16 rounds more than this test looks for
-utils.run_script(train.main)
+command_line.run_script(train.main)
 """
 
 
@@ -58,6 +59,7 @@ def photos(tmp_path):
 def test_two_processes_with_half_the_batch_have_the_loss_curve_of_one(photos, tmp_path):
     (tmp_path / "frozen.py").write_text(FROZEN)
     flags = ["--data-dir", photos, *SMALL, "--lr", "1e-2", "--epochs", 5]
+    flags += "--loss bce-dice --ema 0.5 --clip-grad 1 --threshold auto".split()
     for processes, batch in ((1, 4), (2, 2)):
         done = torchrun(
             tmp_path / "frozen.py",
@@ -69,7 +71,7 @@ def test_two_processes_with_half_the_batch_have_the_loss_curve_of_one(photos, tm
     one, two = rows(tmp_path / "1"), rows(tmp_path / "2")
     assert len(one) == len(two) == 5
     for a, b in zip(one, two, strict=True):
-        for name in ("train_loss", "val_loss", "dice", "iou", "accuracy"):
+        for name in ("train_loss", "val_loss", "dice", "iou", "accuracy", "threshold"):
             assert float(a[name]) == pytest.approx(float(b[name]), abs=1e-4), name
     assert float(one[4]["train_loss"]) < float(one[0]["train_loss"]) - 0.05
 

@@ -119,7 +119,7 @@ def test_every_constant_is_a_flag():
     flags = get_args_parser(vars(train)).format_help()
     settings = {name for name in vars(train) if name.isupper()} - {
         "ROOT", "DEMO", "FOLDERS", "NOT_SAVED", "PICTURES", "CLASSIC", "VAL_FRACTION",
-        "CHECKPOINT", "BEST_CHECKPOINT",
+        "CHECKPOINT", "BEST_CHECKPOINT", "LOSSES",
     }  # fmt: skip
     for name in settings:
         assert "--" + name.lower().replace("_", "-") in flags, name

@@ -7,18 +7,21 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL, rows, write_pairs
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import files
 import run as run_module
 import test as evaluation
 import train
+import utils
 from data import draw_demo, prepare
 from model import UNet
 from run import Run
+from settings import SHIPPED
 from utils import load_checkpoint, save_checkpoint
 
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
@@ -80,6 +83,154 @@ def test_a_resumed_run_ends_in_the_same_weights_as_one_never_stopped(fit, tmp_pa
         assert {k: a[k] for k in list(a)[:7]} == {k: b[k] for k in list(b)[:7]}
     rates = [float(row["learning_rate"]) for row in rows(tmp_path / "parts")]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optimizer sgd --scheduler onecycle --ema 0.9 --loss dice --threshold auto",
+        "--optimizer adamw --scheduler cosine --ema 0.5 --clip-grad 1 --augment strong",
+        "--loss iou --augment flip",
+    ],
+)
+def test_a_run_stopped_and_resumed_is_the_same_with_each_lever(fit, tmp_path, monkeypatch, flags):
+    fit("whole", "--epochs", 3, *flags.split())
+    one_epoch = train.train_one_epoch
+
+    def stop_in_the_second(run, *args):
+        if run.epoch == 1:
+            for parameter in run.model.parameters():  # what comes after the checkpoint is lost
+                parameter.grad = torch.ones_like(parameter)
+            run.step(0.5)
+            raise KeyboardInterrupt
+        return one_epoch(run, *args)
+
+    monkeypatch.setattr(train, "train_one_epoch", stop_in_the_second)
+    assert fit("parts", "--epochs", 3, *flags.split())[0] == 130
+    monkeypatch.setattr(train, "train_one_epoch", one_epoch)
+    code, _, err = fit("parts", "--load-model")
+    assert code == 0, err
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_another_optimizer_on_resuming_starts_without_the_first_ones_state(fit):
+    fit("run", "--epochs", 1)
+    code, out, err = fit("run", "--epochs", 2, "--load-model", "--optimizer", "sgd")
+    assert code == 0 and "optimizer: sgd, as given, instead of the checkpoint's adam" in out, err
+
+
+def test_step_size_means_the_step_scheduler_and_belongs_to_no_other(fit):
+    code, out, _ = fit("run", "--epochs", 1, "--step-size", 1)
+    assert code == 0 and "(step)" in out
+    code, _, err = fit("run", "--epochs", 1, "--step-size", 1, "--scheduler", "cosine")
+    assert code == 2 and "belongs to --scheduler step" in err
+
+
+def test_the_average_is_what_is_scored_and_saved(fit, tmp_path, call):
+    code, out, _ = fit("run", "--epochs", 3, "--ema", 0.9)
+    printed = re.findall(r"Dice score: (.*)", out)
+    assert printed[-1] == f"{float(rows(tmp_path / 'run')[-1]['dice']):.5f}"
+    checkpoint = load_checkpoint(tmp_path / "run" / train.CHECKPOINT)
+    raw = checkpoint["raw_state_dict"]["final_conv.weight"]
+    assert not torch.equal(raw, checkpoint["state_dict"]["final_conv.weight"])
+    flags = ["--output-dir", tmp_path / "run", "--device", "cpu"]
+    code, out, err = call(
+        evaluation.main, *flags, "--checkpoint", tmp_path / "run" / train.CHECKPOINT
+    )
+    assert code == 0 and f"Dice score: {printed[-1]}" in out, err
+    # Without --ema the run goes on from the raw weights.
+    code, _, err = fit("run", "--load-model", "--epochs", 4, "--ema", 0)
+    assert code == 0, err
+    assert "raw_state_dict" not in load_checkpoint(tmp_path / "run" / train.CHECKPOINT)
+
+
+def test_the_best_threshold_is_found_stored_and_used(fit, tmp_path, call):
+    code, out, err = fit("run", "--epochs", 2, "--threshold", "auto")
+    assert code == 0, err
+    latest = tmp_path / "run" / train.CHECKPOINT
+    threshold = load_checkpoint(latest)["threshold"]
+    table = rows(tmp_path / "run")
+    assert threshold == float(table[-1]["threshold"]) and threshold in utils.THRESHOLDS
+    flags = ["--output-dir", tmp_path / "run", "--device", "cpu", "--checkpoint", latest]
+    _, out, _ = call(evaluation.main, *flags)
+    best = float(re.search(r"Dice score: (.*)", out)[1])
+    assert best == pytest.approx(float(table[-1]["dice"]), abs=1e-5)
+    for other in utils.THRESHOLDS:  # test.py takes it from the checkpoint, and none is better
+        save_checkpoint(torch.load(latest, weights_only=True) | {"threshold": other}, latest)
+        _, out, _ = call(evaluation.main, *flags)
+        assert float(re.search(r"Dice score: (.*)", out)[1]) <= best + 1e-5
+    code, _, err = fit("run", "--threshold", "1.5")
+    assert code == 2 and "--threshold" in err
+
+
+# Starting from weights
+
+
+def write_other_shapes(folder, count):
+    """Triangles and bars of any colour on striped grounds: nothing like a car."""
+    rng = np.random.default_rng(0)
+    images, masks = folder / "train_images", folder / "train_masks"
+    images.mkdir(parents=True), masks.mkdir()
+    for number in range(count):
+        mask = Image.new("L", (192, 128))
+        x, y = rng.uniform(50, 140), rng.uniform(40, 90)
+        a, b = rng.uniform(20, 40, 2)
+        corners = [(x - a, y + b), (x + a, y + b), (x, y - b)]
+        if number % 2:
+            corners = [(x - a, y - b / 2), (x + a, y - b / 2), (x + a, y + b / 2), (x - a, y + b)]
+        ImageDraw.Draw(mask).polygon(corners, 255)
+        ground, colour = rng.permutation([rng.integers(30, 100, 3), rng.integers(140, 220, 3)])
+        stripes = ground + 25 * (np.arange(192) // 12 % 2)[:, None]
+        photo = np.where(np.asarray(mask)[..., None] > 0, colour, stripes)
+        photo = photo + rng.integers(-8, 9, photo.shape)
+        Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(images / f"shape{number}.png")
+        mask.save(masks / f"shape{number}.png")
+
+
+def test_fine_tuning_on_other_shapes_beats_starting_from_nothing(call, tmp_path):
+    write_other_shapes(tmp_path / "data", 40)
+
+    def dice(folder, *flags):
+        own = ["--data-dir", tmp_path / "data", "--output-dir", tmp_path / folder, "--device"]
+        own += "cpu --epochs 6 --lr 1e-3 --batch-size 4 --scheduler onecycle".split()
+        size = "--image-height 128 --image-width 192".split()
+        code, out, err = call(train.main, *own, *size, *flags)
+        assert code == 0, err
+        return float(rows(tmp_path / folder)[-1]["dice"])
+
+    weights = load_checkpoint(ROOT / SHIPPED)
+    scratch = dice("scratch", "--features", *weights["model"]["features"])
+    assert dice("tuned", "--pretrained") > scratch + 0.1
+    checkpoint = load_checkpoint(tmp_path / "tuned" / train.CHECKPOINT)
+    assert checkpoint["model"] == weights["model"] and checkpoint["image_size"] == [128, 192]
+
+
+def test_weights_that_cannot_be_started_from_are_refused_before_anything_is_written(
+    fit, data, call, tmp_path
+):
+    fit("first", "--epochs", 1)
+    weights = tmp_path / "first" / train.BEST_CHECKPOINT
+    own = ["--data-dir", data, "--output-dir", tmp_path / "run", "--pretrained"]
+    for flags, line in (
+        (["--in-channels", "1"], "--in-channels 1: the checkpoint's network has 3"),
+        (["--features", "4"], "--features 4: the checkpoint's network has 4 8"),
+    ):
+        code, _, err = call(train.main, *own, weights, *flags)
+        assert code == 2 and line in err and "leave --pretrained out" in err
+        assert len(err.strip().splitlines()) == 1
+    code, _, err = call(train.main, *own, tmp_path / "nowhere.pth")
+    assert code == 2 and "nowhere.pth: no such checkpoint" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_run_does_not_start_from_its_first_weights_again(fit, call, data, tmp_path):
+    fit("first", "--epochs", 1)
+    weights = tmp_path / "first" / train.BEST_CHECKPOINT
+    own = ["--data-dir", data, "--output-dir", tmp_path / "run", "--batch-size", 4]
+    assert call(train.main, *own, "--pretrained", weights, "--epochs", 1)[0] == 0
+    weights.unlink()
+    code, out, err = call(train.main, *own, "--load-model", "--epochs", 2, "--pretrained", weights)
+    assert code == 0 and "Epochs 2 to 2" in out and "--pretrained: not needed" in out, err
 
 
 def test_a_run_does_not_depend_on_workers_or_cache(fit, tmp_path):

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from files import BadInput
 from model import UNet
-from plots import save_curves
 from utils import (
     build_model,
     check_accuracy,
@@ -24,6 +23,7 @@ from utils import (
     load_checkpoint,
     save_checkpoint,
     save_predictions_as_imgs,
+    save_weights,
     score_batch,
 )
 
@@ -227,14 +227,6 @@ def test_a_panel_shows_missed_pixels_red_and_those_too_many_blue():
     assert (differ[:, 20:40] == 63).all()
 
 
-def test_curves_are_drawn(tmp_path):
-    row = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.6, "dice": 0.8, "iou": 0.7}
-    second = row | {"epoch": 2, "dice": 0.9}
-    save_curves([row, second], second, tmp_path / "curves.png")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1000, 400)
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_freed_memory_is_kept_for_the_next_step():
     script = """
@@ -252,3 +244,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 2**14, "fewer pages were mapped anew than a single tensor has"
+
+
+def test_weights_to_pass_on_are_small_and_score_the_same(tmp_path, float32):
+    model = UNet(features=(8, 16)).eval()
+    model.downs[0].conv[1].running_var[:] = 1e-9  # which float16 would make 0
+    state = {"state_dict": model.state_dict(), "optimizer": {"big": torch.zeros(10**5)}}
+    state |= {"image_size": [64, 96], "threshold": 0.4}
+    save_checkpoint(state, tmp_path / "checkpoint")
+    save_weights(tmp_path / "checkpoint", tmp_path / "weights.pth")
+    sizes = [(tmp_path / name).stat().st_size for name in ("weights.pth", "checkpoint")]
+    assert sizes[0] < 0.2 * sizes[1]
+    loaded = load_checkpoint(tmp_path / "weights.pth")
+    assert loaded["image_size"] == [64, 96] and loaded["threshold"] == 0.4
+    assert loaded["model"] == {"in_channels": 3, "out_channels": 1, "features": [8, 16]}
+    assert (loaded["state_dict"]["downs.0.conv.1.running_var"] == 1e-9).all()
+    same = build_model(loaded, "weights.pth", CPU)
+    images = torch.rand(1, 3, 32, 48)
+    with torch.inference_mode():
+        assert torch.allclose(same(images), model(images), atol=0.02)

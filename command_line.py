@@ -1,0 +1,88 @@
+"""What the scripts share on the command line: types of flags, one-line answers, exit codes."""
+
+import argparse
+import math
+import os
+import sys
+
+import torch
+
+from files import BadInput
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def whole(least, most):
+    """An argparse type: a whole number within bounds."""
+
+    def parse(text):
+        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def above_zero(text):
+    """An argparse type: a number above zero."""
+    return number(text, "above 0", lambda value: 0 < value < math.inf)
+
+
+def from_zero(text):
+    """An argparse type: zero, or a number above it."""
+    return number(text, "from 0 on", lambda value: 0 <= value < math.inf)
+
+
+def fraction(text):
+    """An argparse type: a number from 0 to below 1."""
+    return number(text, "from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def number(text, bounds, fits):
+    """A number that fits; raises argparse's error, with the bounds in words, for any other."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text} is no number {bounds}")
+    return value
+
+
+def auto_or_threshold(text):
+    """An argparse type: "auto", or a probability between 0 and 1."""
+    if text == "auto":
+        return text
+    return number(text, 'between 0 and 1, nor "auto"', lambda value: 0 < value < 1)
+
+
+def run_script(main):
+    """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
+    try:
+        sys.exit(main())
+    except BadInput as problem:
+        # From a data loader's worker it comes wrapped in the worker's traceback.
+        print(f"error: {str(problem).rpartition('files.BadInput: ')[2]}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not memory and "allocate memory" not in str(error):
+            raise
+        print(
+            "error: out of memory: try, in this order, a smaller --batch-size (with --accumulate 2 "
+            "half of it is as good), --checkpoint-activations, a smaller --image-height and "
+            "--image-width",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except BrokenPipeError:  # python test.py | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
