@@ -421,6 +421,8 @@ def test_a_grey_network_is_trained_and_evaluated(call, data, tmp_path):
 
 
 def start(data, run, *flags):
+    # Where the tests run as a background job Ctrl-C is ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "train.py", "--data-dir", data, "--output-dir", run, *SMALL]
     return subprocess.Popen(
         [*command, "--lr", "1e-2", *map(str, flags)],
