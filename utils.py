@@ -148,9 +148,14 @@ def score_batch(logits, masks, threshold=0.5, loss_function=bce):
         "correct": correct,
         "pixels": pixels,
         "accuracy": correct / pixels,
-        "dice": torch.where(total == 0, 1.0, 2 * both / total),
+        "dice": dice(both, total),
         "iou": torch.where(total == 0, 1.0, both / (total - both)),
     }
+
+
+def dice(both, total):
+    """2|A∩B| / (|A|+|B|) from what overlap gives; 1 where both masks are empty."""
+    return torch.where(total == 0, 1.0, 2 * both / total)
 
 
 def overlap(predicted, true):
@@ -184,14 +189,14 @@ def score_loader(loader, model, device, threshold=0.5, tta=False, loss_function=
 
 def find_threshold(loader, model, device):
     """The one of THRESHOLDS with the best mean Dice over a loader's images, of all processes."""
-    dice = torch.zeros(len(THRESHOLDS))
+    sums = torch.zeros(len(THRESHOLDS))
     for _, masks, logits in predictions(loader, model, device):
         for index, threshold in enumerate(THRESHOLDS):
             both, total = overlap(predicted_masks(logits, threshold), masks > 0.5)
-            dice[index] += torch.where(total == 0, 1.0, 2 * both / total).sum()
-    dice = sum_over_processes(dice.to(device)).tolist()
+            sums[index] += dice(both, total).sum()
+    sums = sum_over_processes(sums.to(device)).tolist()
     # Of equally good ones that nearest to 0.5.
-    return max(zip(dice, THRESHOLDS, strict=True), key=lambda one: (one[0], -abs(one[1] - 0.5)))[1]
+    return max(zip(sums, THRESHOLDS, strict=True), key=lambda one: (one[0], -abs(one[1] - 0.5)))[1]
 
 
 def check_accuracy(loader, model, device, threshold=0.5):
