@@ -196,21 +196,27 @@ def flops_a_photo(settings):
     return counter.get_total_flops()
 
 
+def draw_photos(folder):
+    """Draw 64 pairs of the challenge's size and formats; returns the folder of the photos."""
+    print("drawing photos of 1918x1280 ...", flush=True)
+    for name in ("train_images", "train_masks"):
+        (folder / name).mkdir()
+    for car in range(4):
+        draw_car((car, folder))
+    for path in folder.glob("*/*"):
+        with Image.open(path) as image:
+            image.resize((1918, 1280)).save(path, quality=88)
+    return folder / "train_images"
+
+
 def find_photos(data_dir, count, folder):
     """`count` pairs: those in data_dir, or drawn ones of the challenge's size and formats.
 
     Where there are fewer, they come again under other names, in `folder`.
     """
     if data_dir is None:
-        print("drawing photos of 1918x1280 ...", flush=True)
+        draw_photos(folder)
         data_dir = folder
-        for name in ("train_images", "train_masks"):
-            (data_dir / name).mkdir()
-        for car in range(4):
-            draw_car((car, data_dir))
-        for path in data_dir.glob("*/*"):
-            with Image.open(path) as image:
-                image.resize((1918, 1280)).save(path, quality=88)
     pairs = find_pairs(data_dir / "train_images", data_dir / "train_masks")
     for number in range(len(pairs), count):
         pair = pairs[number % len(pairs)]

@@ -4,6 +4,7 @@ Whatever is wrong with the user's files is found here and raised as BadInput.
 """
 
 import contextlib
+import functools
 import glob
 import os
 import time
@@ -46,9 +47,7 @@ def write_aside(path, remedy="free some space or choose another folder"):
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-                leftover.unlink()
+        remove_leftovers(path.parent)
         with open(aside, "wb") as file:
             yield file
             file.flush()
@@ -60,6 +59,26 @@ def write_aside(path, remedy="free some space or choose another folder"):
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+@functools.cache  # once a process and folder: there may be thousands of files to look through
+def remove_leftovers(folder):
+    """Remove what processes killed while writing have left half-written."""
+    for leftover in folder.glob(".*.[0-9]*.partial"):
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            leftover.unlink()
+
+
+def check_output(output, flag="--output-dir"):
+    """Raises BadInput where the folder of this flag cannot be made or written to."""
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadInput(f"{shown(output)}: cannot be written: name another {flag}")
+
+
+def shown(path):
+    """A path as short as it can be typed from here."""
+    return min(str(path), os.path.relpath(path), key=len)
 
 
 # Reading one file ---------------------------------------------------------------------------------
@@ -100,6 +119,13 @@ def orientation(image):
 def upright_size(image):
     """(width, height) of an image once it is upright; reads the header only."""
     return image.size[::-1] if orientation(image) >= 5 else image.size
+
+
+def photo_size(path):
+    """(height, width) of a photo once it is upright, from its header. Raises BadInput."""
+    with open_image(path) as image:
+        width, height = upright_size(image)
+    return height, width
 
 
 def decode_scaled(image, size):
@@ -224,6 +250,25 @@ def no_mask(path, found):
 # From folders to pairs ----------------------------------------------------------------------------
 
 
+def find_photos(names):
+    """The photos that files, folders and patterns such as `a/*.jpg` name, in order, each once.
+
+    Raises BadInput with all names that mean nothing.
+    """
+    photos, problems = [], []
+    for name in names:
+        if os.path.isdir(name):
+            photos += sorted(path for paths in list_images(name).values() for path in paths)
+            continue
+        found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        photos += found
+        if not found:
+            problems.append(f"{name}: no such photo or folder: check the path")
+    if problems:
+        raise BadInput("\n".join(problems))
+    return list({os.path.abspath(photo): photo for photo in photos}.values())
+
+
 class Pair(NamedTuple):
     """A photo and its mask: the photo's name without suffix, and the two files' paths."""
 
@@ -309,10 +354,7 @@ def read_pair(pair, size=None, channels=3):
 
 
 def for_all_pairs(work, pairs, description):
-    """Yield work(pair) in order, computed on all cores; BadInput is gathered and raised at the end.
-
-    Pillow's decoders let go of Python's lock, so threads are enough.
-    """
+    """Yield work(pair) in order, computed on all cores; raises BadInput, of all, at the end."""
 
     def attempt(pair):
         try:
@@ -324,12 +366,8 @@ def for_all_pairs(work, pairs, description):
     progress = tqdm(
         desc=description, total=len(pairs), unit=" photos", disable=hide_progress(), delay=1
     )
-    with ThreadPoolExecutor(cpu_count()) as pool, progress:
-        futures = (pool.submit(attempt, pair) for pair in pairs)
-        ahead = deque(islice(futures, 32 * cpu_count()))  # results wait for the consumer
-        while ahead:
-            result, problem = ahead.popleft().result()
-            ahead.extend(islice(futures, 1))
+    with progress:
+        for result, problem in in_threads(attempt, pairs, ahead=32 * cpu_count()):
             progress.update()
             if problem:
                 problems.append(problem)
@@ -337,6 +375,24 @@ def for_all_pairs(work, pairs, description):
                 yield result
     if problems:
         raise BadInput.listing("files that cannot be used", problems)
+
+
+def in_threads(work, items, ahead):
+    """Yield work(item) in order, computed on all cores up to `ahead` items before it is asked for.
+
+    Items may come from a generator: it is gone on with here, in the caller's thread, while the
+    others work. Pillow's and OpenCV's work lets go of Python's lock, so threads are enough.
+    """
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        try:
+            futures = (pool.submit(work, item) for item in items)
+            window = deque(islice(futures, ahead))
+            while window:
+                result = window.popleft().result()
+                window.extend(islice(futures, 1))
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def cpu_count():

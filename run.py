@@ -1,7 +1,6 @@
 """A run of train.py: what it carries from epoch to epoch, and where its files lie."""
 
 import math
-import os
 
 import torch
 from torch import nn
@@ -10,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataset import VAL_FRACTION
 from distributed import world_size
-from files import BadInput
+from files import BadInput, shown
 from model import UNet
 from plots import save_curves, save_metrics
 from utils import (
@@ -224,13 +223,6 @@ def falling(progress):
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def check_output(output, flag="--output-dir"):
-    """Raises BadInput where the folder of this flag cannot be made or written to."""
-    there = next(path for path in (output, *output.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"{shown(output)}: cannot be written: name another {flag}")
-
-
 def move_aside(output, names):
     """Rename those of `names` that are there, and the pictures, to `*.previous`.
 
@@ -257,8 +249,3 @@ def move_aside(output, names):
         f"An earlier run's files in {shown(output)} are now called *{suffix}; to go on with that "
         "run instead, stop, rename them back and add --load-model"
     )
-
-
-def shown(path):
-    """A path as short as it can be typed from here."""
-    return min(str(path), os.path.relpath(path), key=len)

@@ -8,6 +8,7 @@ from augment import AUGMENTATIONS
 from command_line import Parser, above_zero, auto_or_threshold, fraction, from_zero, whole
 from files import BadInput
 from losses import LOSSES
+from utils import SHIPPED
 
 FOLDERS = {  # and what they are called under --data-dir
     "train_img_dir": "train_images",
@@ -25,8 +26,7 @@ OPTIONAL = (  # constants that may be None
 )
 PATHS = (*FOLDERS, "data_dir", "output_dir", "cache_dir", "pretrained", "tensorboard")
 ROOT = Path(__file__).resolve().parent
-SHIPPED = "weights/unet_carvana_small.pth"  # what --pretrained means without a file
-EMA = 0.998  # and --ema without a number
+EMA = 0.998  # what --ema means without a number
 
 
 def get_args_parser(constants, given_only=False):

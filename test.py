@@ -39,6 +39,7 @@ from utils import (
     CHECKPOINT,
     build_model,
     draw_panel,
+    find_checkpoint,
     load_checkpoint,
     logits_of,
     pick_device,
@@ -92,14 +93,6 @@ def get_args_parser():
         help="where the run's files are and saved_images/ goes (default: the repository)",
     )
     return parser
-
-
-def find_checkpoint(args):
-    """The checkpoint named, else the run's best, else its latest."""
-    if args.checkpoint:
-        return args.checkpoint
-    best = args.output_dir / BEST_CHECKPOINT
-    return os.path.relpath(best if best.exists() else args.output_dir / CHECKPOINT)
 
 
 def find_test_pairs(args, checkpoint):
@@ -178,7 +171,8 @@ def draw_extremes(dataset, model, order, checkpoint, device, tta, folder):
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    filename = find_checkpoint(args)
+    candidates = [args.output_dir / name for name in (BEST_CHECKPOINT, CHECKPOINT)]
+    filename = args.checkpoint or find_checkpoint(*candidates)
     checkpoint = load_checkpoint(filename)
     device = pick_device(args.device)
     set_up(device)

@@ -34,10 +34,10 @@ from distributed import (
     without_repeats,
     world_size,
 )
-from files import BadInput, cpu_count
+from files import BadInput, check_output, cpu_count, shown
 from losses import LOSSES
 from plots import Board
-from run import Run, check_output, move_aside, shown
+from run import Run, move_aside
 from settings import FOLDERS, choose_settings, plain, read_flags
 from utils import (
     BEST_CHECKPOINT,

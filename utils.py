@@ -18,11 +18,12 @@ from torchvision.utils import save_image
 
 from augment import MAX_PIXEL_VALUE, MEAN, STD
 from distributed import sum_over_processes
-from files import BadInput, write_aside
+from files import BadInput, shown, write_aside
 from losses import bce
 from model import UNet
 
 CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
+SHIPPED = "weights/unet_carvana_small.pth"
 
 THRESHOLDS = [number / 20 for number in range(4, 17)]  # 0.2 to 0.8, for find_threshold
 
@@ -104,9 +105,14 @@ def autocast(device):
 # Scores -------------------------------------------------------------------------------------------
 
 
+def logit(probability):
+    """The logit of a probability between 0 and 1."""
+    return math.log(probability / (1 - probability))
+
+
 def predicted_masks(logits, threshold):
     """True where the probability is above the threshold; at 0.5, where the logit is above 0."""
-    return logits > math.log(threshold / (1 - threshold))
+    return logits > logit(threshold)
 
 
 def logits_of(model, images, device, tta=False):
@@ -223,6 +229,11 @@ def save_checkpoint(state, filename=CHECKPOINT):
             torch.save(state, file)
         except RuntimeError as error:  # how torch reports that the file took no more
             raise OSError(f"{error}".splitlines()[0]) from error
+
+
+def find_checkpoint(*candidates):
+    """The first of these paths that exists, else the last."""
+    return shown(next((path for path in candidates if path.exists()), candidates[-1]))
 
 
 def load_checkpoint(filename=CHECKPOINT, model=None):
@@ -377,7 +388,7 @@ def draw_panel(name, image, mask, logits, threshold=0.5, normalization=None):
     return panel
 
 
-def save_picture(image, path):
-    """Write a PIL image as PNG, whole or not at all."""
+def save_picture(image, path, **options):
+    """Write a PIL image as PNG, whole or not at all; `options` are those of Pillow's writer."""
     with write_aside(path) as file:
-        image.save(file, format="png")
+        image.save(file, format="png", **options)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 import command_line
 import train
 import utils
+from model import UNet
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --device cpu".split()
@@ -41,6 +43,32 @@ def write_pairs(folder, cars=5, views=2, size=(72, 48), side="train", seed=0):
             photo.save(images / f"{name}.jpg", quality=95)
             mask.save(masks / f"{name}_mask.gif")
     return images, masks
+
+
+def save_bright_network(path):
+    """Write a classic checkpoint, for 160x240, of a network that finds what is bright and red."""
+    model = UNet(features=(4,)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    for block in (model.downs[0].conv, model.ups[1].conv):  # the first channel goes through
+        for conv, norm in ((0, 1), (3, 4)):
+            block[conv].weight.data[0, 0, 1, 1] = 1
+            block[norm].weight.data[:] = 1
+    model.final_conv.weight.data[0, 0], model.final_conv.bias.data[0] = 1, -0.45
+    utils.save_checkpoint({"state_dict": model.state_dict(), "optimizer": {}}, path)
+    return path
+
+
+@pytest.fixture
+def network(tmp_path):
+    """The file of a network that finds what is bright and red."""
+    return save_bright_network(tmp_path / "bright.pth.tar")
+
+
+@pytest.fixture
+def photos(data):
+    """A folder of ten photos."""
+    return data / "train_images"
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import bench  # noqa: E402
+import export  # noqa: E402
+import predict  # noqa: E402
 import test as evaluation  # noqa: E402
 import train  # noqa: E402
 from model import UNet, describe  # noqa: E402
@@ -21,6 +23,8 @@ from settings import get_args_parser  # noqa: E402
 PARSERS = {
     "train.py": get_args_parser(vars(train)),
     "test.py": evaluation.get_args_parser(),
+    "predict.py": predict.get_args_parser(),
+    "export.py": export.get_args_parser(),
     "bench.py": bench.get_args_parser(),
 }
 README = ROOT / "README.md"
@@ -36,6 +40,7 @@ def flags_table(parser):
                 if action.choices:
                     value = " " + "\\|".join(map(str, action.choices))
                 flags = ", ".join(f"`{flag}`" for flag in action.option_strings)
+                flags, value = (flags, value) if flags else (f"{action.metavar} ...", "")
                 text = action.help.replace("|", "\\|").replace("%%", "%")
                 rows.append(f"| {flags}{value} | {text} |")
     return "\n".join(rows)

@@ -6,31 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_pairs
+from conftest import ROOT, save_bright_network, write_pairs
 from PIL import Image
 
 import test as evaluation
 import train
 from files import find_pairs, read_mask
 from model import UNet
-from settings import SHIPPED
-from utils import logits_of, save_checkpoint
+from utils import SHIPPED, logits_of
 
 
 @pytest.fixture
 def run(tmp_path):
     """A folder with a checkpoint of the classic kind, of a network that finds the bright pixels."""
-    model = UNet(features=(4,)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    for block in (model.downs[0].conv, model.ups[1].conv):  # the first channel goes through
-        for conv, norm in ((0, 1), (3, 4)):
-            block[conv].weight.data[0, 0, 1, 1] = 1
-            block[norm].weight.data[:] = 1
-    model.final_conv.weight.data[0, 0], model.final_conv.bias.data[0] = 1, -0.45
-    save_checkpoint(
-        {"state_dict": model.state_dict(), "optimizer": {}}, tmp_path / train.CHECKPOINT
-    )
+    save_bright_network(tmp_path / train.CHECKPOINT)
     write_pairs(tmp_path / "data", cars=6, size=(72, 48))
     return tmp_path
 

@@ -21,8 +21,7 @@ import utils
 from data import draw_demo, prepare
 from model import UNet
 from run import Run
-from settings import SHIPPED
-from utils import load_checkpoint, save_checkpoint
+from utils import SHIPPED, load_checkpoint, save_checkpoint
 
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
 
