@@ -14,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in predict.py
-
 import numpy as np
 
 from bench import REPEATS, describe_machine, draw_photos
@@ -42,7 +40,7 @@ def get_args_parser():
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="see predict.py")
     parser.add_argument(
-        "--batch-size", type=whole(1, 65536), default=8, help="photos at once (default: 8)"
+        "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
     )
     parser.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
     return parser

@@ -22,8 +22,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see README, Speed
-
 import numpy as np
 from PIL import Image, ImageColor
 from tqdm import tqdm
@@ -47,7 +45,7 @@ from utils import pick_device, save_picture, set_up
 
 OUTPUT = "predictions"  # the folder, where none is named
 PICTURES = ("mask", "cutout", "background", "overlay", "probability")  # <photo>_<picture>.png
-LARGE = 50_000_000  # pixels; of photos above, one at a time is drawn
+LARGE = 50_000_000  # pixels; of photos above, one at a time is read or drawn
 
 
 def get_args_parser():
@@ -77,7 +75,7 @@ def get_args_parser():
         help="average each photo's logits with those of its mirror image (twice the time)",
     )
     group.add_argument(
-        "--batch-size", type=whole(1, 65536), default=8, help="photos at once (default: 8)"
+        "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
     )
     group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
     group = parser.add_argument_group("results")
@@ -230,12 +228,18 @@ def predict_all(tasks, predictor, batch_size, write, clock):
 def read_or_problem(predictor, path):
     """The photo, or the BadInput that it is: one bad file does not stop the others."""
     try:
-        return predictor.read(path)
+        with turn(photo_size(path)):
+            return predictor.read(path)
     except BadInput as problem:
         return problem
 
 
 large_photos = threading.Lock()
+
+
+def turn(size):
+    """A context that photos above LARGE enter one after the other: each takes gigabytes."""
+    return large_photos if size[0] * size[1] > LARGE else contextlib.nullcontext()
 
 
 def write_results(task, logits, threshold, args, submission):
@@ -249,7 +253,7 @@ def write_results(task, logits, threshold, args, submission):
         size = photo_size(task.photo)
     except BadInput as problem:
         return str(problem)
-    with large_photos if size[0] * size[1] > LARGE else contextlib.nullcontext():
+    with turn(size):
         logits = scale(logits, size)
         mask = binary_mask(logits, threshold)
         if task.row:
@@ -271,8 +275,9 @@ def write_results(task, logits, threshold, args, submission):
             elif kind == "overlay":
                 picture = overlay(photo, mask)
             else:
-                picture, profile = grey(logits, args.probability), None
-            save_picture(picture, path, compress_level=1, icc_profile=profile)
+                picture = grey(logits, args.probability)
+            keep = profile if picture.mode.startswith("RGB") else None
+            save_picture(picture, path, compress_level=1, icc_profile=keep)
     return None
 
 

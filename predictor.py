@@ -120,8 +120,6 @@ def load_onnx(filename, device, tta):
         raise BadInput(f"{filename}: no such file: make one with python export.py")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which come as exceptions too
-    # Threads that wait for the next layer leave the core to those that read and write.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     there = onnxruntime.get_available_providers()
     wanted = ("CUDAExecutionProvider",) if device in ("auto", "cuda") else ()
     providers = [name for name in (*wanted, "CPUExecutionProvider") if name in there]
