@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import REPEATS, describe_machine, draw_photos
+from bench import REPEATS, describe_machine, draw_photos, print_row
 from command_line import Parser, run_script, whole
 from export import to_onnx
 from files import find_photos
@@ -149,24 +149,24 @@ def main(argv=None):
                 rates[name].append(way())
         rates = {name: statistics.median(values) for name, values in rates.items()}
         for name, rate in rates.items():
-            print(f"{name:<40}{rate:10.1f}")
-        slower = min(rates["reading and writing"], rates["network"])
-        print(f"{'end to end of the slower side':<40}{rates['end to end'] / slower:10.0%}")
-        apart = 1 / (1 / rates["reading and writing"] + 1 / rates["network"])
-        print(f"{'end to end of the two in turn':<40}{rates['end to end'] / apart:10.0%}")
-        print(f"{'share of all threads: ':<40}   {clocks[-1].shares()}")
+            print_row(f"{name}, photos/s", rate)
+        sides = rates["reading and writing"], rates["network"]
+        print_row("end to end of the slower side, %", 100 * rates["end to end"] / min(sides))
+        in_turn = 1 / sum(1 / rate for rate in sides)
+        print_row("end to end of the two in turn, %", 100 * rates["end to end"] / in_turn)
+        print(f"time of all threads: {clocks[-1].shares()}")
 
         with Submission(folder / "submission.csv", "bench") as submission:
             rate, memory, _ = predict(photos, predictor, args.batch_size, folder, submission)
-        print(f"{'end to end, a submission':<40}{rate:10.1f}")
+        print_row("a submission, photos/s", rate)
         quarter = len(memory) // 4
         first, last = statistics.mean(memory[:quarter]), statistics.mean(memory[-quarter:])
         if first:
-            print(f"{'memory, last quarter over the first':<40}{last / first:10.3f}")
+            print_row("its memory, last quarter over the first", last / first)
         mask = binary_mask(scale(at_once.answers[0], (1280, 1918)), 0.5)
         fast, slow = compare_encoders(mask)
-        print(f"{'encoder, ms a mask; a loop over pixels':<40}{fast:10.2f}{slow:10.1f}")
-        print(f"{'a loop over pixels, times as long':<40}{slow / fast:10.0f}")
+        print_row("encoding a mask of 1918x1280, ms", fast)
+        print_row("a loop over pixels takes so often that", slow / fast)
     return 0
 
 

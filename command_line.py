@@ -61,6 +61,19 @@ def auto_or_threshold(text):
     return number(text, 'between 0 and 1, nor "auto"', lambda value: 0 < value < 1)
 
 
+def add_network_flags(group):
+    """The flags of scripts that only use a network: how it is run on photos."""
+    group.add_argument(
+        "--tta",
+        action="store_true",
+        help="average each photo's logits with those of its mirror image (twice the time)",
+    )
+    group.add_argument(
+        "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
+    )
+    group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
+
+
 def run_script(main):
     """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
     try:
@@ -74,9 +87,9 @@ def run_script(main):
         if not memory and "allocate memory" not in str(error):
             raise
         print(
-            "error: out of memory: try, in this order, a smaller --batch-size (with --accumulate 2 "
-            "half of it is as good), --checkpoint-activations, a smaller --image-height and "
-            "--image-width",
+            "error: out of memory: try, in this order, a smaller --batch-size (in training, with "
+            "--accumulate 2 half of it is as good), in training --checkpoint-activations, a "
+            "smaller --image-height and --image-width",
             file=sys.stderr,
         )
         sys.exit(2)

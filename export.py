@@ -83,9 +83,15 @@ class PhotosToLogits(nn.Module):
 
 
 def to_onnx(checkpoint, filename, fp16=False, probabilities=False):
-    """A checkpoint that load_checkpoint gave, as an onnx.ModelProto with metadata."""
-    import onnx
+    """A checkpoint that load_checkpoint gave, as an onnx.ModelProto with metadata.
 
+    Raises BadInput where a package is missing.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BadInput(f"needs a package more: pip install {error.name}") from None
     model = build_model(checkpoint, filename, torch.device("cpu"))
     model.to(memory_format=torch.contiguous_format)
     graph = PhotosToLogits(model, checkpoint["normalization"], fp16, probabilities).eval()
@@ -151,11 +157,6 @@ def read_photos(photos, predictor):
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise BadInput(f"needs a package more: pip install {error.name}") from None
     check_output(args.output.parent, "--output")
     predictor = Predictor(args.checkpoint, "cpu")
     filename = predictor.filename

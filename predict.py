@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageColor
 from tqdm import tqdm
 
-from command_line import Parser, number, run_script, whole
+from command_line import Parser, add_network_flags, number, run_script, whole
 from distributed import hide_progress
 from files import (
     BadInput,
@@ -69,15 +69,7 @@ def get_args_parser():
         metavar="X",
         help="a pixel is object above this probability; without, the checkpoint's own",
     )
-    group.add_argument(
-        "--tta",
-        action="store_true",
-        help="average each photo's logits with those of its mirror image (twice the time)",
-    )
-    group.add_argument(
-        "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
-    )
-    group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
+    add_network_flags(group)
     group = parser.add_argument_group("results")
     group.add_argument(
         "--output", metavar="DIR", type=Path, help=f"folder for pictures (default: {OUTPUT})"

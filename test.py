@@ -20,7 +20,7 @@ from statistics import mean
 import torch
 from torch.utils.data import Dataset
 
-from command_line import Parser, run_script, whole
+from command_line import Parser, add_network_flags, run_script
 from dataset import (
     VAL_FRACTION,
     CarvanaDataset,
@@ -74,15 +74,7 @@ def get_args_parser():
         action="store_true",
         help="score at the photos' own size, as the challenge does: logits are scaled up",
     )
-    group.add_argument(
-        "--tta",
-        action="store_true",
-        help="average each photo's logits with those of its mirror image (twice the time)",
-    )
-    group.add_argument(
-        "--batch-size", type=whole(1, 65536), default=16, help="photos at once (default: 16)"
-    )
-    group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
+    add_network_flags(group)
     group = parser.add_argument_group("results")
     group.add_argument("--csv", metavar="FILE", help="write one row a photo")
     group.add_argument(
