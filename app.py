@@ -6,7 +6,9 @@
 The page is served to this machine alone, and photos do not leave it.
 """
 
+import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,12 +18,12 @@ from PIL import Image
 
 from command_line import Parser, run_script
 from files import BadInput, photo_size, read_photo
-from pictures import cut_out, save_mask
+from pictures import colour_profile, cut_out, save_mask
 from predictor import Predictor, binary_mask, scale
 from utils import save_picture
 
 MAX_UPLOAD = "50mb"
-MAX_PIXELS = 50_000_000  # of a photo here; predict.py takes larger ones
+LARGEST = 50_000_000  # of a photo here; predict.py takes larger ones
 TITLE = "Cut an object out of a photo"
 
 
@@ -42,29 +44,45 @@ def make_page(predictor, folder):
     except ImportError:
         raise BadInput("app.py: needs a package more: pip install gradio") from None
 
+    def place_of(request):
+        """A session's folder. Its name comes from outside, so the folder has another."""
+        return Path(folder) / hashlib.sha256(request.session_hash.encode()).hexdigest()
+
+    def forget(request: gr.Request):
+        """Remove a session's results; Gradio has copies of what it shows."""
+        shutil.rmtree(place_of(request), ignore_errors=True)
+
+    def refuse(problem, photo):
+        """A bad photo's line, as on the shell but for the folder."""
+        line = str(problem).replace(photo, Path(photo).name)
+        return gr.Error(line, title="This photo cannot be used", print_exception=False)
+
     def show(answer, threshold, request: gr.Request):
         """Mask and cut-out, as pictures and as files: what the four outputs below show."""
         if answer is None:
             return None, None, *[gr.DownloadButton(value=None, interactive=False)] * 2
         photo, logits = answer
-        place = Path(folder) / request.session_hash
+        forget(request)
+        place = place_of(request)
         mask, cutout = (place / f"{Path(photo).stem}_{kind}.png" for kind in ("mask", "cutout"))
-        logits = scale(logits, photo_size(photo))
-        save_mask(binary_mask(logits, threshold), mask)
-        picture = cut_out(Image.fromarray(read_photo(photo)), logits, threshold)
-        save_picture(picture, cutout, compress_level=1)
+        try:
+            logits = scale(logits, photo_size(photo))
+            save_mask(binary_mask(logits, threshold), mask)
+            picture = cut_out(Image.fromarray(read_photo(photo)), logits, threshold)
+            save_picture(picture, cutout, compress_level=1, icc_profile=colour_profile(photo))
+        except BadInput as problem:  # uploads are kept for an hour
+            raise refuse(problem, photo) from None
         files = [gr.DownloadButton(value=str(path), interactive=True) for path in (mask, cutout)]
         return str(mask), str(cutout), *files
 
     def answer_photo(photo):
-        """The photo's path and the network's logits; a bad photo gets its line as on the shell."""
+        """The photo's path and the network's logits."""
         if photo is None:
             return None
         try:
             return photo, answer(predictor, photo)
         except BadInput as problem:
-            line = str(problem).replace(photo, Path(photo).name)
-            raise gr.Error(line, title="This photo cannot be used", print_exception=False) from None
+            raise refuse(problem, photo) from None
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\n{predictor.filename}, on this machine: photos do not leave it.")
@@ -88,15 +106,16 @@ def make_page(predictor, folder):
         answered.success(**shown)
         answered.failure(lambda: None, None, state).then(**shown)
         threshold.release(**shown)
+        page.unload(forget)
     return page
 
 
 def answer(predictor, photo):
     """The network's logits of a photo, at the network's size. Raises BadInput."""
     height, width = photo_size(photo)
-    if height * width > MAX_PIXELS:
+    if height * width > LARGEST:
         raise BadInput(
-            f"{photo}: {width}x{height} is more than {MAX_PIXELS // 10**6} megapixels: "
+            f"{photo}: {width}x{height} is more than {LARGEST // 10**6} megapixels: "
             "use predict.py"
         )
     return predictor.logits([predictor.read(photo)])[0]

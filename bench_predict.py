@@ -128,7 +128,7 @@ def main(argv=None):
         checkpoint = load_checkpoint(predictor.filename)
         onnx_file = folder / "unet.onnx"
         onnx_file.write_bytes(to_onnx(checkpoint, predictor.filename).SerializeToString())
-        onnx_answer = load_onnx(str(onnx_file), device.type, tta=False)[-1]
+        onnx_answer = load_onnx(str(onnx_file), device, tta=False)[-1]
 
         clocks = []
 
@@ -156,7 +156,7 @@ def main(argv=None):
         print_row("end to end of the two in turn, %", 100 * rates["end to end"] / in_turn)
         print(f"time of all threads: {clocks[-1].shares()}")
 
-        with Submission(folder / "submission.csv", "bench") as submission:
+        with Submission(folder / "submission.csv", [], "bench") as submission:
             rate, memory, _ = predict(photos, predictor, args.batch_size, folder, submission)
         print_row("a submission, photos/s", rate)
         quarter = len(memory) // 4

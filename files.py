@@ -6,6 +6,7 @@ Whatever is wrong with the user's files is found here and raised as BadInput.
 import contextlib
 import functools
 import glob
+import hashlib
 import os
 import time
 from collections import deque
@@ -44,7 +45,10 @@ def write_aside(path, remedy="free some space or choose another folder"):
     that was there before, whole. Raises BadInput where the disk is full or the folder read-only.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    name = path.name
+    if len(os.fsencode(name)) > 200:  # systems allow 255
+        name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+    aside = path.with_name(f".{name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -65,8 +69,9 @@ def write_aside(path, remedy="free some space or choose another folder"):
 def remove_leftovers(folder):
     """Remove what processes killed while writing have left half-written."""
     for leftover in folder.glob(".*.[0-9]*.partial"):
-        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-            leftover.unlink()
+        with contextlib.suppress(OSError):  # others may look at the same time
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
 
 
 def check_output(output, flag="--output-dir"):
@@ -112,6 +117,8 @@ def open_image(path):
 
 def orientation(image):
     """The camera's EXIF orientation, 1 to 8; 1 is upright, 5 and above lie on their side."""
+    if image.format == "TIFF":  # which Pillow turns by itself
+        return 1
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in range(1, 9) else 1
 

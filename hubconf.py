@@ -10,7 +10,7 @@ import contextlib
 import sys
 from pathlib import Path
 
-dependencies = ["torch", "torchvision", "albumentations", "PIL", "numpy", "tqdm"]
+dependencies = ["torch", "torchvision", "albumentations", "cv2", "PIL", "numpy", "tqdm"]
 
 HERE = Path(__file__).resolve().parent
 

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -45,7 +46,7 @@ from utils import pick_device, save_picture, set_up
 
 OUTPUT = "predictions"  # the folder, where none is named
 PICTURES = ("mask", "cutout", "background", "overlay", "probability")  # <photo>_<picture>.png
-LARGE = 50_000_000  # pixels; of photos above, one at a time is read or drawn
+LARGE = 16_000_000  # pixels; of photos above, one at a time is read or drawn
 
 
 def get_args_parser():
@@ -112,18 +113,21 @@ class Task(NamedTuple):
     row: bool
 
 
-def check_names(photos, names, output):
+def check_names(photos, kinds, output):
     """Raises BadInput for photos whose results would have one name, or lie where photos are."""
     by_name = {}
     for photo in photos:
-        by_name.setdefault(Path(photo).stem, []).append(photo)
+        name = Path(photo).stem if kinds else Path(photo).name
+        by_name.setdefault(name, []).append(photo)
+        if len(os.fsencode(name)) > 255 - len("_probability.png"):
+            raise BadInput(f"{photo}: no name is left for its results: give it a shorter one")
     same = [", ".join(paths) for paths in by_name.values() if len(paths) > 1]
     if same:
-        what = "photos of the same name, whose results would have it too: predict them one by one"
-        raise BadInput.listing(what, same)
-    for name in names:
-        if os.path.isdir(name) and output.exists() and os.path.samefile(name, output):
-            raise BadInput(f"{name}: holds the photos: name another folder with --output")
+        what = "photos of one name, which their results would have too: call for each folder apart"
+        raise BadInput.listing(f"{what}, with an --output of its own", same)
+    folders = {os.path.dirname(photo) or "." for photo in photos}
+    if kinds and output.exists() and any(os.path.samefile(path, output) for path in folders):
+        raise BadInput(f"{output}: holds the photos: name another folder with --output")
 
 
 def find_tasks(photos, kinds, args, submission):
@@ -146,9 +150,12 @@ def open_submission(args, predictor, threshold, photos):
         "size": predictor.size,
         "threshold": threshold,
         "tta": args.tta,
+        "device": predictor.device.type,
+        "batch_size": args.batch_size,
         "folders": sorted({os.path.dirname(os.path.abspath(photo)) for photo in photos}),
     }
-    return Submission(args.submission, json.dumps(facts), afresh=args.overwrite)
+    names = [os.path.basename(photo) for photo in photos]
+    return Submission(args.submission, names, json.dumps(facts), afresh=args.overwrite)
 
 
 def read_background(text):
@@ -186,24 +193,28 @@ class Clock:
 def predict_all(tasks, predictor, batch_size, write, clock):
     """Yield (task, problem or None) for each task that leaves something to be done, in order.
 
-    Threads read some batches ahead and `write(task, logits)` some photos behind the network, so
+    Threads read some photos ahead of the network and `write(task, logits)` some behind it, so
     memory does not grow with the number of photos. Batches follow from all tasks, done or not: a
     mask does not depend on where an earlier run stopped.
     """
     batches = [tasks[i : i + batch_size] for i in range(0, len(tasks), batch_size)]
     batches = [batch for batch in batches if any(task.pictures or task.row for task in batch)]
     empty = np.zeros((*predictor.size, predictor.channels), np.uint8)
+    ahead = 2 * batch_size + cpu_count()
 
-    def read(batch):
+    def read(task):
         with clock("reading"):
-            return batch, [read_or_problem(predictor, task.photo) for task in batch]
+            return read_or_problem(predictor, task.photo)
 
     def logits():
-        for batch, photos in in_threads(read, batches, ahead=cpu_count() + 1):
-            with clock("network"):
-                good = [empty if isinstance(photo, BadInput) else photo for photo in photos]
-                logits = predictor.logits(good)
-            yield from zip(batch, photos, logits, strict=True)
+        every_task = (task for batch in batches for task in batch)
+        with contextlib.closing(in_threads(read, every_task, ahead)) as read_photos:
+            for batch in batches:
+                photos = list(itertools.islice(read_photos, len(batch)))
+                with clock("network"):
+                    good = [empty if isinstance(photo, BadInput) else photo for photo in photos]
+                    logits = predictor.logits(good)
+                yield from zip(batch, photos, logits, strict=True)
 
     def write_one(job):
         task, photo, logits = job
@@ -212,9 +223,10 @@ def predict_all(tasks, predictor, batch_size, write, clock):
         with clock("writing"):
             return task, write(task, logits)
 
-    for task, problem in in_threads(write_one, logits(), ahead=2 * batch_size + cpu_count()):
-        if task.pictures or task.row:
-            yield task, problem
+    with contextlib.closing(logits()) as answered:
+        for task, problem in in_threads(write_one, answered, ahead):
+            if task.pictures or task.row:
+                yield task, problem
 
 
 def read_or_problem(predictor, path):
@@ -241,35 +253,33 @@ def write_results(task, logits, threshold, args, submission):
     """
     if not (task.pictures or task.row):
         return None
-    try:
-        size = photo_size(task.photo)
-    except BadInput as problem:
-        return str(problem)
-    with turn(size):
+    with contextlib.ExitStack() as stack:
+        try:
+            size = photo_size(task.photo)
+            stack.enter_context(turn(size))
+            photo = profile = None
+            if set(task.pictures) - {"mask", "probability"}:
+                photo = Image.fromarray(read_photo(task.photo))
+                profile = colour_profile(task.photo)
+        except BadInput as problem:
+            return str(problem)
         logits = scale(logits, size)
         mask = binary_mask(logits, threshold)
         if task.row:
             submission.add(os.path.basename(task.photo), mask)
-        pictures = dict(task.pictures)
-        if path := pictures.pop("mask", None):
-            save_mask(mask, path)
-        if not pictures:
-            return None
-        try:
-            photo, profile = Image.fromarray(read_photo(task.photo)), colour_profile(task.photo)
-        except BadInput as problem:
-            return str(problem)
-        for kind, path in pictures.items():
-            if kind == "cutout":
-                picture = cut_out(photo, logits, threshold)
-            elif kind == "background":
-                picture = in_front_of(args.background, photo, logits, threshold)
-            elif kind == "overlay":
-                picture = overlay(photo, mask)
+        for kind, path in task.pictures.items():
+            if kind == "mask":
+                save_mask(mask, path)
+            elif kind == "probability":
+                save_picture(grey(logits, args.probability), path, compress_level=1)
             else:
-                picture = grey(logits, args.probability)
-            keep = profile if picture.mode.startswith("RGB") else None
-            save_picture(picture, path, compress_level=1, icc_profile=keep)
+                if kind == "cutout":
+                    picture = cut_out(photo, logits, threshold)
+                elif kind == "background":
+                    picture = in_front_of(args.background, photo, logits, threshold)
+                else:
+                    picture = overlay(photo, mask)
+                save_picture(picture, path, compress_level=1, icc_profile=profile)
     return None
 
 
@@ -282,7 +292,7 @@ def main(argv=None):
         kinds = []
     args.output = args.output or Path(OUTPUT)
     photos = find_photos(args.photos)
-    check_names(photos, args.photos, args.output)
+    check_names(photos, kinds, args.output)
     if kinds:
         check_output(args.output, "--output")
 
@@ -307,8 +317,7 @@ def main(argv=None):
             if problem:
                 problems.append(problem)
         if submission and len(problems) < len(tasks):
-            names = (os.path.basename(photo) for photo in photos)
-            submission.finish(names, complete=not problems)
+            submission.finish()
 
     print_summary(count, problems, time.perf_counter() - start, clock, kinds, args)
     if problems:

@@ -43,16 +43,17 @@ class Predictor:
         filename: the checkpoint's.
         size: (height, width) that photos are scaled to.
         channels: 3 for RGB, 1 for grey.
+        device: a torch.device.
         threshold: the checkpoint's own: a pixel is object where its probability is above it.
 
     Raises BadInput for a checkpoint that cannot be used; its methods, for a photo that cannot.
     """
 
     def __init__(self, checkpoint=None, device="auto", height=None, width=None, tta=False):
-        names = (BEST_CHECKPOINT, CHECKPOINT, SHIPPED)
-        self.filename = os.fspath(checkpoint or find_checkpoint(*(ROOT / name for name in names)))
+        self.filename = os.fspath(checkpoint or default_checkpoint())
+        self.device = pick_device(device)
         load = load_onnx if self.filename.lower().endswith(".onnx") else load_torch
-        size, self.channels, self.threshold, self.answer = load(self.filename, device, tta)
+        size, self.channels, self.threshold, self.answer = load(self.filename, self.device, tta)
         self.size = (height or size[0], width or size[1])
 
     def read(self, path):
@@ -75,6 +76,11 @@ class Predictor:
         return scale(self.logits([self.read(path)])[0], photo_size(path))
 
 
+def default_checkpoint():
+    """The repository's best_checkpoint, else its my_checkpoint, else the weights that ship."""
+    return find_checkpoint(*(ROOT / name for name in (BEST_CHECKPOINT, CHECKPOINT, SHIPPED)))
+
+
 def scale(logits, size):
     """Bring logits (h, w), float32, to `size`, (height, width), as test.py --full-size does."""
     return cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -90,14 +96,13 @@ def sigmoid(logits):
     return torch.from_numpy(logits).sigmoid_().numpy()
 
 
-# The two that compute: (size, channels, threshold, answer), where answer takes photos
-# (N, height, width, channels), uint8, and gives logits (N, height, width), float32 ---------------
+# The two that compute. Each gives (size, channels, threshold, answer): `answer` takes photos
+# (N, height, width, channels), uint8, and gives logits (N, height, width), float32 ----------------
 
 
 def load_torch(filename, device, tta):
-    """A checkpoint of train.py, computed by PyTorch. Raises BadInput."""
+    """A checkpoint of train.py, computed by PyTorch on a torch.device. Raises BadInput."""
     checkpoint = load_checkpoint(filename)
-    device = pick_device(device)
     model = build_model(checkpoint, filename, device)
 
     def answer(photos):
@@ -111,7 +116,7 @@ def load_torch(filename, device, tta):
 
 
 def load_onnx(filename, device, tta):
-    """A file of export.py, computed by onnxruntime. Raises BadInput."""
+    """A file of export.py, computed by onnxruntime on a torch.device. Raises BadInput."""
     try:
         import onnxruntime
     except ImportError:
@@ -121,7 +126,7 @@ def load_onnx(filename, device, tta):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors, which come as exceptions too
     there = onnxruntime.get_available_providers()
-    wanted = ("CUDAExecutionProvider",) if device in ("auto", "cuda") else ()
+    wanted = ("CUDAExecutionProvider",) if device.type == "cuda" else ()
     providers = [name for name in (*wanted, "CPUExecutionProvider") if name in there]
     try:
         session = onnxruntime.InferenceSession(filename, options, providers)

@@ -8,13 +8,18 @@ left to right, then top to bottom. A mask of nothing has no runs.
 """
 
 import csv
-import glob
+import errno
 import hashlib
 import io
 import json
 import os
 import threading
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import numpy as np
 
@@ -60,40 +65,72 @@ class Submission:
 
     Args:
         path: the CSV file to be.
+        names: the photos' file names, in the rows' order.
         made_by: text that says how masks are made: rows made otherwise are not gone on with.
         afresh: start from nothing, also where there is a submission or a part of one.
 
-    Raises BadInput where the files cannot be written.
+    Raises BadInput where the files cannot be written, where another process is at it, and where
+    there is a submission that lacks some of the photos and none of its rows to go on with.
     """
 
-    def __init__(self, path, made_by, afresh=False):
-        self.path = Path(path)
+    def __init__(self, path, names, made_by, afresh=False):
+        self.path, self.names = Path(path), names
+        if not self.path.name or self.path.is_dir():
+            raise BadInput(f"{path}: is a folder: name a file with --submission")
         key = hashlib.sha256(made_by.encode()).hexdigest()[:16]
         self.rows_path = self.path.with_name(f".{self.path.name}.{key}.rows")
-        self.exists = not afresh and self.path.exists() and not self.rows_path.exists()
         self.begins = {}  # {photo's file name: where its row begins}
         self.lock = threading.Lock()
+        self.exists = not afresh and self.path.exists() and not self.rows_path.exists()
         if self.exists:
-            return
+            return self.check_whole()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.rows_path.open("w+b" if afresh else "a+b")
+            # Unbuffered: what cannot be written is known at once.
+            self.file = self.rows_path.open("ab", buffering=0)
+            self.lock_file()
+            if afresh:
+                self.file.truncate(0)
+            self.read_rows()
         except OSError as error:
             raise self.unwritable(error) from error
-        self.read_rows()
+
+    def check_whole(self):
+        """Raises BadInput unless the submission that is there has a row for each photo."""
+        csv.field_size_limit(2**30)
+        try:
+            with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                there = {row[0] for row in csv.reader(file) if row}
+        except (OSError, csv.Error) as error:
+            raise BadInput(f"{self.path}: cannot be read ({error}): name another file") from None
+        lacking = sum(name not in there for name in self.names)
+        if lacking:
+            raise BadInput(
+                f"{self.path}: is there already, without {lacking} of these photos: add "
+                "--overwrite, or name another file"
+            )
+
+    def lock_file(self):
+        """Hold the rows for this process alone, until the file is closed."""
+        if fcntl is not None:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.file.close()
+                raise BadInput(f"{self.path}: another process is making it: wait for it") from None
 
     def read_rows(self):
         """Find the rows of an earlier run, and cut off what a kill left unfinished."""
-        self.file.seek(0)
         end = 0
-        for line in self.file:
-            try:
-                name, _ = json.loads(line)
-            except ValueError:
-                break
-            if line.endswith(b"\n"):
-                self.begins[name] = end
-                end += len(line)
+        with self.rows_path.open("rb") as file:
+            for line in file:
+                try:
+                    name, _ = json.loads(line)
+                except (ValueError, TypeError):
+                    break
+                if line.endswith(b"\n"):
+                    self.begins[name] = end
+                    end += len(line)
         self.file.truncate(end)
 
     def __contains__(self, name):
@@ -104,34 +141,33 @@ class Submission:
         line = json.dumps([name, encode(mask)]).encode() + b"\n"
         try:
             with self.lock:
-                self.begins[name] = self.file.seek(0, os.SEEK_END)
-                self.file.write(line)
-                self.file.flush()
+                begin = self.file.seek(0, os.SEEK_END)
+                if self.file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self.begins[name] = begin
         except OSError as error:
             raise self.unwritable(error) from error
 
-    def finish(self, names, complete=True):
-        """Write the rows of these photos, in this order, whole or not at all.
+    def finish(self):
+        """Write all rows, in the photos' order, whole or not at all.
 
-        Photos without a row have none in the file. The rows are kept unless it is complete, so that
-        another run has only the others to make.
+        Photos without a row have none in the file. Then the rows are kept, so that another run has
+        only the others to make.
         """
         if self.exists:
             return
-        with write_aside(self.path) as file:
+        with write_aside(self.path) as file, self.rows_path.open("rb") as rows:
             # File names that are no UTF-8 go out as they came in.
             text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(HEADER)
-            for name in names:
+            for name in self.names:
                 if name in self.begins:
-                    self.file.seek(self.begins[name])
-                    writer.writerow(json.loads(self.file.readline()))
+                    rows.seek(self.begins[name])
+                    writer.writerow(json.loads(rows.readline()))
             text.detach()
-        if complete:
-            self.close()
-            for rows in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.rows"):
-                rows.unlink()
+        if all(name in self.begins for name in self.names):
+            self.rows_path.unlink()
 
     def close(self):
         """What was added stays, for another run to go on with."""

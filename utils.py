@@ -47,7 +47,7 @@ def pick_device(name="auto"):
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(name)  # of a device too
         if device.type not in ("cuda", "mps", "cpu"):
             raise RuntimeError("it is none of cuda, mps and cpu")
         torch.empty(1, device=device)

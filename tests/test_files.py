@@ -1,6 +1,8 @@
 import io
+import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from conftest import draw_pair
 from PIL import Image
 
 import files
-from files import BadInput, find_pairs, read_mask, read_pair, read_photo
+from files import BadInput, find_pairs, read_mask, read_pair, read_photo, write_aside
 
 
 def save(path, array_or_image, **kwargs):
@@ -252,3 +254,18 @@ def test_a_resized_mask_is_the_area_average_cut_at_one_half(tmp_path):
     share = mask.reshape(16, 4, 24, 4).mean(axis=(1, 3))
     clear = np.abs(share - 0.5) > 0.03
     assert (resized == (share > 0.5))[clear].all() and set(np.unique(resized)) == {0, 1}
+
+
+def test_many_threads_may_clear_away_what_a_killed_process_left(tmp_path):
+    for number in range(50):
+        leftover = tmp_path / f".{number}.png.123.partial"
+        leftover.write_text("half")
+        os.utime(leftover, (0, 0))
+
+    def write(number):
+        with write_aside(tmp_path / f"{number}.png") as file:
+            file.write(b"whole")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(write, range(50)))
+    assert {path.name for path in tmp_path.iterdir()} == {f"{n}.png" for n in range(50)}

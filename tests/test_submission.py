@@ -4,7 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from files import read_mask
+from files import BadInput, read_mask
 from submission import Submission, decode, encode
 
 MASK = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1]], np.uint8)
@@ -51,51 +51,82 @@ def test_the_challenges_own_runs_come_out(carvana, tmp_path):
 
 
 def test_rows_come_in_the_photos_order_whatever_order_they_were_added_in(tmp_path):
-    submission = Submission(tmp_path / "out" / "s.csv", "as made")
-    submission.add("b.jpg", MASK)
-    submission.add("a, b.jpg", MASK * 0)
-    submission.finish(["a, b.jpg", "b.jpg"])
-    assert read(submission.path) == [["img", "rle_mask"], ["a, b.jpg", ""], ["b.jpg", "2 3 9 1"]]
-    assert [path.name for path in submission.path.parent.iterdir()] == ["s.csv"]
+    path = tmp_path / "out" / "s.csv"
+    with Submission(path, ["a, b.jpg", "b.jpg"], "as made") as submission:
+        submission.add("b.jpg", MASK)
+        submission.add("a, b.jpg", MASK * 0)
+        submission.finish()
+    assert read(path) == [["img", "rle_mask"], ["a, b.jpg", ""], ["b.jpg", "2 3 9 1"]]
+    assert [file.name for file in path.parent.iterdir()] == ["s.csv"]
 
 
 @pytest.mark.parametrize(
-    "torn", [b'["b.jpg", "2 3', b'["b.jpg", "2 3"]', b"\0\0\0\n", b"[1, 2, 3]\n"]
+    "torn", [b'["b.jpg", "2 3', b'["b.jpg", "2 3"]', b"\0\0\0\n", b"[1]\n", b"1\n"]
 )
 def test_what_a_kill_left_unfinished_is_cut_off(tmp_path, torn):
-    first = Submission(tmp_path / "s.csv", "as made")
-    first.add("a.jpg", MASK)
-    first.close()
+    names = ["a.jpg", "b.jpg"]
+    with Submission(tmp_path / "s.csv", names, "as made") as first:
+        first.add("a.jpg", MASK)
     with open(first.rows_path, "ab") as file:
         file.write(torn)
-    again = Submission(tmp_path / "s.csv", "as made")
-    assert "a.jpg" in again and "b.jpg" not in again
-    again.add("b.jpg", MASK)
-    again.finish(["a.jpg", "b.jpg"])
+    with Submission(tmp_path / "s.csv", names, "as made") as again:
+        assert "a.jpg" in again and "b.jpg" not in again
+        again.add("b.jpg", MASK)
+        again.finish()
     assert read(tmp_path / "s.csv")[1:] == [["a.jpg", "2 3 9 1"], ["b.jpg", "2 3 9 1"]]
 
 
 def test_rows_made_otherwise_are_not_gone_on_with_and_not_lost(tmp_path):
-    first = Submission(tmp_path / "s.csv", "with a threshold of 0.5")
-    first.add("a.jpg", MASK)
-    first.close()
-    other = Submission(tmp_path / "s.csv", "with a threshold of 0.6")
-    assert "a.jpg" not in other
-    other.close()
-    again = Submission(tmp_path / "s.csv", "with a threshold of 0.5")
-    assert "a.jpg" in again
-    again.close()
+    with Submission(tmp_path / "s.csv", ["a.jpg"], "with a threshold of 0.5") as first:
+        first.add("a.jpg", MASK)
+    with Submission(tmp_path / "s.csv", ["a.jpg"], "with a threshold of 0.6") as other:
+        assert "a.jpg" not in other
+    with Submission(tmp_path / "s.csv", ["a.jpg"], "with a threshold of 0.5") as again:
+        assert "a.jpg" in again
 
 
 def test_an_incomplete_submission_keeps_its_rows_to_go_on_with(tmp_path):
-    submission = Submission(tmp_path / "s.csv", "as made")
-    submission.add("a.jpg", MASK)
-    submission.finish(["a.jpg", "b.jpg"], complete=False)
-    submission.close()
+    names = ["a.jpg", "b.jpg"]
+    with Submission(tmp_path / "s.csv", names, "as made") as submission:
+        submission.add("a.jpg", MASK)
+        submission.finish()
     assert len(read(tmp_path / "s.csv")) == 2
-    again = Submission(tmp_path / "s.csv", "as made")
-    assert "a.jpg" in again and "b.jpg" not in again
-    again.add("b.jpg", MASK)
-    again.finish(["a.jpg", "b.jpg"])
+    with pytest.raises(BadInput, match="without 1 of these photos"):
+        Submission(tmp_path / "s.csv", names, "made otherwise")
+    with Submission(tmp_path / "s.csv", names, "as made") as again:
+        assert "a.jpg" in again and "b.jpg" not in again
+        again.add("b.jpg", MASK)
+        again.finish()
     assert len(read(tmp_path / "s.csv")) == 3
-    assert "c.jpg" in Submission(tmp_path / "s.csv", "as made"), "a whole one is not made again"
+
+
+def test_a_whole_submission_is_made_again_only_for_other_photos_and_if_told_so(tmp_path):
+    def add(name, *names, afresh=False):
+        with Submission(tmp_path / "s.csv", names, "as made", afresh) as submission:
+            if name in submission:
+                return False
+            submission.add(name, MASK)
+            submission.finish()
+            return True
+
+    assert add("a.jpg", "a.jpg") and not add("a.jpg", "a.jpg")
+    with pytest.raises(BadInput, match="add --overwrite"):
+        add("b.jpg", "a.jpg", "b.jpg")
+    assert add("b.jpg", "b.jpg", afresh=True)
+    assert read(tmp_path / "s.csv")[1:] == [["b.jpg", "2 3 9 1"]]
+
+
+def test_two_processes_do_not_make_one_submission(tmp_path):
+    pytest.importorskip("fcntl")
+    with (
+        Submission(tmp_path / "s.csv", ["a.jpg"], "as made") as first,
+        pytest.raises(BadInput, match="another process"),
+    ):
+        first.add("a.jpg", MASK)
+        Submission(tmp_path / "s.csv", ["a.jpg"], "as made")
+
+
+def test_a_folder_is_no_submission(tmp_path):
+    for path in (tmp_path, "."):
+        with pytest.raises(BadInput, match="is a folder"):
+            Submission(path, [], "as made")
