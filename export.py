@@ -99,6 +99,7 @@ def to_onnx(checkpoint, filename, fp16=False, probabilities=False):
     """
     try:
         import onnx
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise BadInput(f"needs a package more: pip install {error.name}") from None

@@ -242,7 +242,7 @@ large_photos = threading.Lock()
 
 
 def turn(size):
-    """A context that photos above LARGE enter one after the other: each takes gigabytes."""
+    """A context that photos above LARGE enter one after the other, for the memory they take."""
     return large_photos if size[0] * size[1] > LARGE else contextlib.nullcontext()
 
 

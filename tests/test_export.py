@@ -51,7 +51,9 @@ def exported(checkpoint, request):
     return request.param, file
 
 
-def test_the_file_gives_pytorchs_answers_to_photos_of_any_size_and_number(checkpoint, exported):
+def test_the_file_gives_pytorchs_answers_to_photos_of_any_size_and_number(
+    checkpoint, exported, float32
+):
     kind, file = exported
     session = onnxruntime.InferenceSession(file)
     (given,), (result,) = session.get_inputs(), session.get_outputs()
@@ -84,7 +86,9 @@ def test_the_file_says_size_threshold_and_version(exported):
 
 
 @pytest.mark.parametrize("tta", [[], ["--tta"]])
-def test_predict_runs_it_with_the_same_masks(call, checkpoint, exported, photos, tmp_path, tta):
+def test_predict_runs_it_with_the_same_masks(
+    call, checkpoint, exported, photos, tmp_path, tta, float32
+):
     for name, file in (("torch", checkpoint), ("onnx", exported[1])):
         flags = "--checkpoint", file, "--output", tmp_path / name, "--device", "cpu"
         code, _, err = call(predict.main, photos, *flags, *tta)

@@ -322,7 +322,7 @@ def test_a_long_submission_takes_no_more_memory_and_survives_a_kill(network, tmp
 
 
 def test_a_grey_network_goes_through_training_evaluation_prediction_and_export(
-    call, data, tmp_path, monkeypatch
+    call, data, tmp_path, monkeypatch, float32
 ):
     monkeypatch.chdir(tmp_path)
     grey = "--in-channels 1 --features 64 128 --image-height 128 --image-width 128".split()
