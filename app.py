@@ -126,13 +126,17 @@ def main(argv=None):
     predictor = Predictor(args.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         page = make_page(predictor, folder)
-        page.launch(
+        _, address, _ = page.launch(
             server_name="127.0.0.1",
             share=False,
             max_file_size=MAX_UPLOAD,
             ssr_mode=False,
             footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
         )
+        print(f"Open {address} in a browser; Ctrl-C here ends it", flush=True)
+        page.block_thread()
     return 0
 
 

@@ -76,8 +76,12 @@ def remove_leftovers(folder):
 
 def check_output(output, flag="--output-dir"):
     """Raises BadInput where the folder of this flag cannot be made or written to."""
-    there = next(path for path in (output, *output.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    try:
+        there = next(path for path in (output, *output.parents) if path.exists())
+        fits = there.is_dir() and os.access(there, os.W_OK)
+    except OSError:  # its name is too long
+        fits = False
+    if not fits:
         raise BadInput(f"{shown(output)}: cannot be written: name another {flag}")
 
 
@@ -108,6 +112,8 @@ def open_image(path):
             yield image
     except BadInput:
         raise
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file: check the path") from None
     except Exception as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise BadInput(
@@ -267,7 +273,9 @@ def find_photos(names):
         if os.path.isdir(name):
             photos += sorted(path for paths in list_images(name).values() for path in paths)
             continue
-        found = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        found = [name]
+        if not os.path.exists(name):
+            found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
         photos += found
         if not found:
             problems.append(f"{name}: no such photo or folder: check the path")

@@ -292,9 +292,9 @@ def main(argv=None):
         kinds = []
     args.output = args.output or Path(OUTPUT)
     photos = find_photos(args.photos)
-    check_names(photos, kinds, args.output)
     if kinds:
         check_output(args.output, "--output")
+    check_names(photos, kinds, args.output)
 
     device = pick_device(args.device)
     set_up(device)
@@ -328,13 +328,16 @@ def main(argv=None):
 
 def print_summary(count, problems, seconds, clock, kinds, args):
     """How long it took, and where everything is."""
-    if count > len(problems):
+    if count and count == len(problems):
+        return
+    if count:
         print(
             f"{count - len(problems)} photos in {seconds:.1f} s, {count / seconds:.1f} photos/s "
             f"(of all threads' time: {clock.shares()})"
         )
     if kinds:
-        print(f"pictures: {shown(args.output)}/*_{{{','.join(kinds)}}}.png")
+        which = kinds[0] if len(kinds) == 1 else f"{{{','.join(kinds)}}}"
+        print(f"pictures: {shown(args.output)}/*_{which}.png")
     if args.submission and count:
         lacking = f", without the rows of {len(problems)} photos" if problems else ""
         print(f"submission: {shown(Path(args.submission))}{lacking}")

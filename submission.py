@@ -75,8 +75,8 @@ class Submission:
 
     def __init__(self, path, names, made_by, afresh=False):
         self.path, self.names = Path(path), names
-        if not self.path.name or self.path.is_dir():
-            raise BadInput(f"{path}: is a folder: name a file with --submission")
+        if self.path.suffix.lower() != ".csv" or self.path.is_dir():
+            raise BadInput(f"{path}: name a file that ends in .csv with --submission")
         key = hashlib.sha256(made_by.encode()).hexdigest()[:16]
         self.rows_path = self.path.with_name(f".{self.path.name}.{key}.rows")
         self.begins = {}  # {photo's file name: where its row begins}

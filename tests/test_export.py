@@ -126,6 +126,7 @@ def test_differences_beyond_the_tolerance_are_refused():
         (["nowhere"], "nowhere: no such photo"),
         (["--checkpoint", "nowhere.pth"], "nowhere.pth: no such checkpoint"),
         (["--output", "/dev/null/x.onnx"], "cannot be written"),
+        (["--output", "x.bin"], "x.bin: name a file that ends in .onnx"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(call, tmp_path, monkeypatch, flags, line):

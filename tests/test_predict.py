@@ -45,7 +45,7 @@ def test_each_photo_of_a_folder_gets_a_mask_of_its_own_size(run, photos, network
     code, out, err = run(photos)
     assert code == 0 and err == "", err
     assert names("predictions") == sorted(f"{p.stem}_mask.png" for p in photos.iterdir())
-    assert "11 photos at 160x240 on cpu" in out and "predictions/*_{mask}.png" in out
+    assert "11 photos at 160x240 on cpu" in out and "predictions/*_mask.png" in out
     predictor = Predictor(network, "cpu")
     for photo in photos.iterdir():
         with Image.open(f"predictions/{photo.stem}_mask.png") as mask, Image.open(photo) as image:
@@ -195,8 +195,9 @@ def test_a_threshold_moves_the_mask(run, photos):
 
 
 def test_patterns_mean_the_files_that_fit(run, photos):
-    assert run(f"{photos}/*_01.jpg", min(photos.iterdir()))[0] == 0
-    assert len(names("predictions")) == 5
+    (photos / "more").mkdir()
+    assert run(f"{photos}/**/*_01.jpg", f"{photos}/*", min(photos.iterdir()))[0] == 0
+    assert len(names("predictions")) == 10
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,9 @@ def test_patterns_mean_the_files_that_fit(run, photos):
         (["empty"], "empty: holds no images"),
         (["PHOTOS", "--output", "PHOTOS"], "name another folder with --output"),
         (["PHOTOS", "other"], "photos of one name"),
-        (["PHOTOS", "--background", "nowhere.jpg"], "nowhere.jpg: cannot be read as an image"),
+        (["PHOTOS", "--background", "nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["PHOTOS", "--output", "x" * 300], "cannot be written"),
+        (["PHOTOS", "--submission", "s.jpg"], "s.jpg: name a file that ends in .csv"),
         (["PHOTOS", "--threshold", "1"], "no number between 0 and 1"),
         (["PHOTOS", "--submission", "s.csv", "--cutout"], "name a folder with --output"),
         (["PHOTOS", "--output", "/dev/null/x"], "cannot be written"),
@@ -220,6 +223,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(run, photos, flags, line):
     Path("empty").mkdir()
     Path("other").mkdir()
     Image.new("RGB", (4, 4)).save(Path("other", min(photos.iterdir()).name).with_suffix(".png"))
+    Path("s.jpg").write_text("a photo")
     code, _, err = run(*(str(photos) if flag == "PHOTOS" else flag for flag in flags))
     assert code == 2 and line in err and "Traceback" not in err
     assert not Path("predictions").exists()

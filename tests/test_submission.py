@@ -126,7 +126,8 @@ def test_two_processes_do_not_make_one_submission(tmp_path):
         Submission(tmp_path / "s.csv", ["a.jpg"], "as made")
 
 
-def test_a_folder_is_no_submission(tmp_path):
-    for path in (tmp_path, "."):
-        with pytest.raises(BadInput, match="is a folder"):
+def test_neither_a_folder_nor_a_photo_is_a_submission(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    for path in (tmp_path / "a.csv", ".", tmp_path / "photo.jpg"):
+        with pytest.raises(BadInput, match="ends in .csv"):
             Submission(path, [], "as made")
