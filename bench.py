@@ -199,8 +199,6 @@ def flops_a_photo(settings):
 def draw_photos(folder):
     """Draw 64 pairs of the challenge's size and formats; returns the folder of the photos."""
     print("drawing photos of 1918x1280 ...", flush=True)
-    for name in ("train_images", "train_masks"):
-        (folder / name).mkdir()
     for car in range(4):
         draw_car((car, folder))
     for path in folder.glob("*/*"):

@@ -180,7 +180,9 @@ def main(argv=None):
     checkpoint = load_checkpoint(filename)
     check_output(args.output.parent, "--output")
     with tempfile.TemporaryDirectory() as folder:
-        photos = find_photos(args.photos or [draw_photos(Path(folder))])
+        if not args.photos:
+            draw_car((0, Path(folder)))
+        photos = find_photos(args.photos or [f"{folder}/train_images"])
         proto = to_onnx(checkpoint, filename, args.fp16, args.probabilities)
         with write_aside(args.output) as file:
             file.write(proto.SerializeToString())
@@ -190,14 +192,6 @@ def main(argv=None):
     size = args.output.stat().st_size / 1e6
     print(f"{filename} as {shown(args.output)}, {size:.1f} MB; {result}")
     return 0
-
-
-def draw_photos(folder):
-    """Draw a car from all sides; returns the folder of its photos."""
-    for name in ("train_images", "train_masks"):
-        (folder / name).mkdir()
-    draw_car((0, folder))
-    return folder / "train_images"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ CLASSIC = {
 
 
 def pick_device(name="auto"):
-    """A torch.device by its name; "auto" takes CUDA, else Apple's MPS, else the CPU.
+    """A torch.device by its name, or as it is; "auto" takes CUDA, else Apple's MPS, else the CPU.
 
     Raises BadInput for one that is not there.
     """
@@ -47,7 +47,7 @@ def pick_device(name="auto"):
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
-        device = torch.device(name)  # of a device too
+        device = torch.device(name)
         if device.type not in ("cuda", "mps", "cpu"):
             raise RuntimeError("it is none of cuda, mps and cpu")
         torch.empty(1, device=device)

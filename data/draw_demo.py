@@ -75,8 +75,6 @@ def make_demo(folder):
     folder = Path(folder)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    for name in ("train_images", "train_masks", "val_images", "val_masks"):
-        (aside / name).mkdir(parents=True)
     jobs = [(number, aside) for number in range(CARS)]
     with ProcessPoolExecutor() as pool:
         progress = tqdm(pool.map(draw_car, jobs), "drawing", CARS, unit=" cars", disable=None)
@@ -86,16 +84,19 @@ def make_demo(folder):
 
 
 def draw_car(job):
-    """Write all views of one car; job: (its number, the folder of the four folders)."""
+    """Write all views of one car; job: (its number, the folder of the four folders, made here)."""
     number, folder = job
     rng = np.random.default_rng([2018, number])
     side = "val" if number >= CARS - VAL_CARS else "train"
+    images, masks = folder / f"{side}_images", folder / f"{side}_masks"
+    for path in (images, masks):
+        path.mkdir(parents=True, exist_ok=True)
     car, studio = Car(rng), Studio(rng)
     car_id = rng.bytes(6).hex()
     for view in range(1, VIEWS + 1):
         photo, mask = draw_photo(car, studio, 2 * math.pi * (view - 0.7) / VIEWS, rng)
-        photo.save(folder / f"{side}_images" / f"{car_id}_{view:02d}.jpg", quality=88)
-        mask.save(folder / f"{side}_masks" / f"{car_id}_{view:02d}_mask.gif")
+        photo.save(images / f"{car_id}_{view:02d}.jpg", quality=88)
+        mask.save(masks / f"{car_id}_{view:02d}_mask.gif")
 
 
 class Car:
