@@ -82,6 +82,7 @@ class Ours:
             build_cache(self.pairs[:count], self.size, 3, "made", folder)
 
     def train(self, loader):
+        self.run.part = None  # each call is an epoch of its own
         train.train_one_epoch(self.run, loader, self.device)
 
     def evaluate(self, loader):

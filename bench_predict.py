@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from bench import REPEATS, describe_machine, draw_photos, print_row
+from checkpoints import load_checkpoint
 from command_line import Parser, run_script, whole
 from export import to_onnx
 from files import find_photos
 from predict import Clock, Task, predict_all, write_results
 from predictor import Predictor, binary_mask, load_onnx, scale
 from submission import Submission, encode
-from utils import load_checkpoint, pick_device, set_up
+from utils import pick_device, set_up
 
 
 def get_args_parser():

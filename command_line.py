@@ -8,6 +8,7 @@ import sys
 import torch
 
 from files import BadInput
+from stopping import exit_code, sigterm_raises
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,28 +75,37 @@ def add_network_flags(group):
     group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
 
 
+def message_of(problem):
+    """One line for what the user can mend: BadInput, too little memory, a data worker that died.
+
+    Raises all other exceptions again.
+    """
+    text = str(problem)
+    if isinstance(problem, BadInput):
+        # From a data loader's worker it comes wrapped in the worker's traceback.
+        return text.rpartition("files.BadInput: ")[2].rstrip()
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
+        return (
+            "out of memory: try, in this order, a smaller --batch-size (in training, with "
+            "--accumulate 2 half of it is as good), in training --checkpoint-activations, a "
+            "smaller --image-height and --image-width"
+        )
+    if "DataLoader worker" in text:
+        return "a process that loads data was killed, as when memory is short: try --num-workers 0"
+    raise problem
+
+
 def run_script(main):
     """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
     try:
-        sys.exit(main())
-    except BadInput as problem:
-        # From a data loader's worker it comes wrapped in the worker's traceback.
-        print(f"error: {str(problem).rpartition('files.BadInput: ')[2]}", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not memory and "allocate memory" not in str(error):
-            raise
-        print(
-            "error: out of memory: try, in this order, a smaller --batch-size (in training, with "
-            "--accumulate 2 half of it is as good), in training --checkpoint-activations, a "
-            "smaller --image-height and --image-width",
-            file=sys.stderr,
-        )
+        with sigterm_raises():
+            sys.exit(main())
+    except (BadInput, MemoryError, RuntimeError) as problem:
+        print(f"error: {message_of(problem)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # python test.py | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(stop))

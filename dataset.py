@@ -55,7 +55,7 @@ def car_id(name):
 
 def stable_hash(text):
     """64 bits that depend on the text alone: the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "big")
 
 
 def split_by_car(pairs, fraction=VAL_FRACTION):
@@ -122,9 +122,9 @@ def build_cache(pairs, size, channels, image_dir, cache_dir=None):
             key.update(repr(facts).encode())
     path = folder / f"{prefix}{key.hexdigest()}.npy"
 
-    if not path.exists():
-        height, width = size
-        shape = (len(pairs), height * width * (channels + 1))
+    height, width = size
+    shape = (len(pairs), height * width * (channels + 1))
+    if not path.exists() or path.stat().st_size < math.prod(shape):  # as after a broken disk
         remedy = "free some space, or use --cache-dir or --no-cache"
         check_free_space(path, math.prod(shape), remedy)
         with write_aside(path, remedy) as file:
@@ -225,22 +225,24 @@ class EpochSampler(Sampler):
     """
 
     def __init__(self, length, seed):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed, self.epoch, self.start = length, seed, 0, 0
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, start=0):
+        """Draw this epoch's order from now on, without its first `start` photos."""
+        self.epoch, self.start = epoch, start
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        order = np.resize(order, len(self) * world_size())[rank() :: world_size()]
-        return ((self.epoch, index) for index in order.tolist())
+        order = np.resize(order, self.start + len(self) * world_size())
+        own = order[self.start + rank() :: world_size()]
+        return ((self.epoch, index) for index in own.tolist())
 
     def __len__(self):
-        return -(-self.length // world_size())
+        return -(-(self.length - self.start) // world_size())
 
 
 def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
-    """A DataLoader whose workers live on from epoch to epoch and leave Ctrl-C to the script."""
+    """A DataLoader whose workers live on from epoch to epoch and leave signals to the script."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -254,7 +256,8 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
 
 
 def init_worker(_):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # which a whole group of processes may be sent
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # workers are what uses the other cores
 
 

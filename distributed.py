@@ -72,8 +72,26 @@ def sum_over_processes(tensor):
     return tensor
 
 
+def largest(number, device):
+    """The largest of all processes' whole numbers."""
+    if not dist.is_initialized():
+        return number
+    number = torch.tensor(number, device=device)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
+
+
+def gather(tensor):
+    """All processes' tensors (n,), one after the other: (n * processes,)."""
+    if not dist.is_initialized():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
 def without_repeats(images, masks, length, batch_size):
-    """The last batch of an epoch of `length` photos, without those that only fill it up.
+    """The last batch of `length` photos, without those that only fill it up.
 
     All processes must take part in each step, so a few photos come again where an epoch does not
     come out even (see dataset.EpochSampler). Returns (images, masks, own photos, share): of the own

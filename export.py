@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from checkpoints import build_model, load_checkpoint
 from command_line import Parser, run_script
 from data.draw_demo import draw_car
 from files import (
@@ -41,7 +42,7 @@ from files import (
     write_aside,
 )
 from predictor import default_checkpoint, load_onnx, sigmoid
-from utils import build_model, load_checkpoint, predicted_masks
+from utils import predicted_masks
 
 VERSION = "1.0"
 OPSET = 18

@@ -23,6 +23,8 @@ from distributed import hide_progress
 
 MAX_PIXELS = 250_000_000  # of one photo; about 750 MB once decoded
 Image.MAX_IMAGE_PIXELS = None  # open_image holds photos to our bound instead, with our own message
+Image.init()  # which fills Image.OPEN; but not these: Pillow runs Ghostscript on EPS, and others
+FORMATS = tuple(sorted(set(Image.OPEN) - {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"}))
 
 LEFTOVER_SECONDS = 300  # a half-written file untouched for so long is a killed process's
 
@@ -59,7 +61,7 @@ def write_aside(path, remedy="free some space or choose another folder"):
         os.replace(aside, path)
     except OSError as error:
         reason = error.strerror or error
-        raise BadInput(f"{path}: cannot be written ({reason}): {remedy}") from error
+        raise BadInput(f"{shown(path)}: cannot be written ({reason}): {remedy}") from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -86,8 +88,16 @@ def check_output(output, flag="--output-dir"):
 
 
 def shown(path):
-    """A path as short as it can be typed from here."""
-    return min(str(path), os.path.relpath(path), key=len)
+    """A path as short as it can be typed from here, and on one line."""
+    return printable(min(str(path), os.path.relpath(path), key=len))
+
+
+def printable(text):
+    """Text with its line breaks, escapes and broken letters written out: names hold anything."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
 
 
 # Reading one file ---------------------------------------------------------------------------------
@@ -102,22 +112,24 @@ def open_image(path):
     """
     try:
         if os.path.getsize(path) == 0:
-            raise BadInput(f"{path}: the file is empty (0 bytes): copy it again, or remove it")
-        with Image.open(path) as image:
+            raise BadInput(
+                f"{shown(path)}: the file is empty (0 bytes): copy it again, or remove it"
+            )
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadInput(
-                    f"{path}: {image.width}x{image.height} is more than "
+                    f"{shown(path)}: {image.width}x{image.height} is more than "
                     f"{MAX_PIXELS // 10**6} megapixels: scale it down, or remove it"
                 )
             yield image
     except BadInput:
         raise
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such file: check the path") from None
+        raise BadInput(f"{shown(path)}: no such file: check the path") from None
     except Exception as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
         raise BadInput(
-            f"{path}: cannot be read as an image ({reason}): copy it again, or remove it"
+            f"{shown(path)}: cannot be read as an image ({reason}): copy it again, or remove it"
         ) from error
 
 
@@ -177,7 +189,7 @@ def read_photo(path, size=None, channels=3):
             levels = levels / 257 if levels.max() > 255 else levels
             image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
         elif image.mode == "F":
-            raise BadInput(f"{path}: floating-point pixels: save it with 8 bits a channel")
+            raise BadInput(f"{shown(path)}: floating-point pixels: save it with 8 bits a channel")
         elif image.has_transparency_data:
             image = image.convert("RGBA")
         image = image.convert("RGB" if channels == 3 else "L")
@@ -255,8 +267,8 @@ def cut(levels, at=127):
 
 def no_mask(path, found):
     return BadInput(
-        f"{path}: has {found}, so it is no mask of background and object: save it in black and "
-        "white (or are the folders of photos and masks swapped?)"
+        f"{shown(path)}: has {found}, so it is no mask of background and object: save it in black "
+        "and white (or are the folders of photos and masks swapped?)"
     )
 
 
@@ -278,7 +290,7 @@ def find_photos(names):
             found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
         photos += found
         if not found:
-            problems.append(f"{name}: no such photo or folder: check the path")
+            problems.append(f"{shown(name)}: no such photo or folder: check the path")
     if problems:
         raise BadInput("\n".join(problems))
     return list({os.path.abspath(photo): photo for photo in photos}.values())
@@ -300,39 +312,52 @@ def find_pairs(image_dir, mask_dir):
     Raises BadInput for folders that are missing or empty, with a list of all files left over, or
     with one of all pairs whose headers show no images of equal size.
     """
-    photos, masks = list_images(image_dir), list_images(mask_dir)
-    if os.path.samefile(image_dir, mask_dir):
-        photos = {k: v for k, v in photos.items() if not k.endswith("_mask")}
-        masks = {k: v for k, v in masks.items() if k.endswith("_mask")}
-    pairs, problems = match(photos, masks, mask_dir)
-    if problems and len(match(masks, photos, image_dir)[0]) > len(pairs):
-        raise BadInput(f"{image_dir} holds masks and {mask_dir} photos: swap the two folders")
+    pairs, problems = pair_up(image_dir, mask_dir)
     if problems:
         raise BadInput.listing(
-            f"photos in {image_dir} and masks in {mask_dir} do not pair", problems
+            f"photos in {shown(image_dir)} and masks in {shown(mask_dir)} do not pair", problems
         )
     for _ in for_all_pairs(check_header, pairs, "checking headers"):
         pass
     return pairs
 
 
+def pair_up(image_dir, mask_dir):
+    """(pairs, problems) of find_pairs by the files' names alone: a line for each that is left over.
+
+    Raises BadInput for folders that are missing, empty or swapped.
+    """
+    photos, masks = list_images(image_dir), list_images(mask_dir)
+    if os.path.samefile(image_dir, mask_dir):
+        photos = {k: v for k, v in photos.items() if not k.endswith("_mask")}
+        masks = {k: v for k, v in masks.items() if k.endswith("_mask")}
+    pairs, problems = match(photos, masks, mask_dir)
+    if problems and len(match(masks, photos, image_dir)[0]) > len(pairs):
+        raise BadInput(
+            f"{shown(image_dir)}: holds masks, and {shown(mask_dir)} photos: swap the two folders"
+        )
+    return pairs, problems
+
+
 def list_images(folder):
     """{name in lower case: [paths]} of the images in a folder, by suffix. Raises BadInput."""
     if not os.path.isdir(folder):
-        raise BadInput(f"{folder}: no such folder: check the path, or see README on the data")
+        raise BadInput(
+            f"{shown(folder)}: no such folder: check the path, or see README on the data"
+        )
     formats = Image.registered_extensions().items()  # some of them Pillow only writes
-    suffixes = {suffix for suffix, name in formats if name in Image.OPEN and name != "MPEG"}
+    suffixes = {suffix for suffix, name in formats if name in FORMATS}
     found = {}
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise BadInput(f"{folder}: cannot be read ({error.strerror}): allow it") from None
+        raise BadInput(f"{shown(folder)}: cannot be read ({error.strerror}): allow it") from None
     for entry in entries:
         stem, suffix = os.path.splitext(entry.name)
         if suffix.lower() in suffixes and not stem.startswith(".") and entry.is_file():
             found.setdefault(stem.lower(), []).append(entry.path)
     if not found:
-        raise BadInput(f"{folder}: holds no images: put them there, or name another folder")
+        raise BadInput(f"{shown(folder)}: holds no images: put them there, or name another folder")
     return found
 
 
@@ -344,11 +369,17 @@ def match(photos, masks, mask_dir):
         if len(paths) == len(partners) == 1:
             pairs.append(Pair(Path(paths[0]).stem, paths[0], partners[0]))
         elif not partners:
-            problems.append(f"{paths[0]}: no mask in {mask_dir}: add it, or remove the photo")
+            problems.append(
+                f"{shown(paths[0])}: no mask in {shown(mask_dir)}: add it, or remove the photo"
+            )
         else:
-            files = ", ".join(sorted(paths + partners))
+            files = ", ".join(map(shown, sorted(paths + partners)))
             problems.append(f"{files}: one photo and one mask were expected: remove the others")
-    problems += [f"{p}: no photo: add it, or remove the mask" for ps in unused.values() for p in ps]
+    problems += [
+        f"{shown(path)}: no photo: add it, or remove the mask"
+        for paths in unused.values()
+        for path in paths
+    ]
     return pairs, problems
 
 
@@ -358,7 +389,7 @@ def check_header(pair):
         (width, height), mask_size = upright_size(photo), upright_size(mask)
     if (width, height) != mask_size:
         raise BadInput(
-            f"{pair.photo}: {width}x{height}, but its mask {pair.mask} is "
+            f"{shown(pair.photo)}: {width}x{height}, but its mask {shown(pair.mask)} is "
             f"{mask_size[0]}x{mask_size[1]}: make one of them again, or remove both"
         )
 

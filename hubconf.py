@@ -47,8 +47,8 @@ def unet_carvana(pretrained=True, **kwargs):
     Shape: (N, 3, H, W), RGB from 0 to 1, best of 320x480 -> (N, 1, H, W), logits.
     """
     with own_modules():
+        from checkpoints import SHIPPED, build_model, load_checkpoint
         from model import UNet
-        from utils import SHIPPED, build_model, load_checkpoint
 
         if not pretrained:
             return UNet(**kwargs).eval()
@@ -65,7 +65,7 @@ def predictor(checkpoint=None, **kwargs):
         **kwargs: `device`, `height`, `width`, `tta`, as Predictor has them.
     """
     with own_modules():
+        from checkpoints import SHIPPED
         from predictor import Predictor
-        from utils import SHIPPED
 
         return Predictor(checkpoint or HERE / SHIPPED, **kwargs)

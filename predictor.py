@@ -13,18 +13,16 @@ import numpy as np
 import torch
 
 from augment import get_eval_transform
-from files import BadInput, photo_size, read_photo
-from utils import (
+from checkpoints import (
     BEST_CHECKPOINT,
     CHECKPOINT,
     SHIPPED,
     build_model,
     find_checkpoint,
     load_checkpoint,
-    logits_of,
-    pick_device,
-    predicted_masks,
 )
+from files import BadInput, photo_size, read_photo
+from utils import logits_of, pick_device, predicted_masks
 
 ROOT = Path(__file__).resolve().parent
 

@@ -1,24 +1,20 @@
 """A run of train.py: what it carries from epoch to epoch, and where its files lie."""
 
 import math
+import time
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from checkpoints import CHECKPOINT, CLASSIC, load_weights, save_checkpoint
 from dataset import VAL_FRACTION
-from distributed import world_size
+from distributed import gather, rank, world_size
 from files import BadInput, shown
 from model import UNet
 from plots import save_curves, save_metrics
-from utils import (
-    CLASSIC,
-    amp_dtype,
-    load_weights,
-    memory_format,
-    set_up,
-)
+from utils import amp_dtype, memory_format, set_up
 
 NOT_SAVED = (
     "load_model",
@@ -27,6 +23,18 @@ NOT_SAVED = (
     "tensorboard",
 )  # settings of one call, not of the run
 
+COLUMNS = (  # of metrics.csv, at least
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "accuracy",
+    "dice",
+    "iou",
+    "learning_rate",
+    "seconds",
+    "photos_per_second",
+)
+SAVING_TIME = 20  # a save within an epoch waits until the last one's time has passed so often
 WARM_UP = 0.3  # share of the run in which the learning rate of "onecycle" rises
 
 
@@ -61,7 +69,9 @@ class Run:
         self.optimizer = make_optimizer(settings, self.model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
         self.history = []  # one row of metrics.csv an epoch
-        self.saved_epoch = 0
+        # How far the epoch under way is; None before its first step and while a step is being
+        # taken, when there is nothing that could be gone on with. See part_of_epoch.
+        self.part = None
         self.best_since = 1  # the epoch from which on validation was on the photos of today
         self.threshold = CLASSIC["threshold"]
         if settings.threshold != "auto":
@@ -96,6 +106,45 @@ class Run:
         if self.averaged:
             self.averaged.update_parameters(self.model)
 
+    def part_of_epoch(self, step, seen, photos, loss_sum, seconds):
+        """What going on inside an epoch needs beside the weights, from after a step on.
+
+        Args:
+            step, seen: steps taken and photos seen in this epoch, by all processes together.
+            photos: of the whole epoch.
+            loss_sum: (1,), of this process's photos; (processes,) once it is gathered.
+            seconds: that the epoch's training has taken so far.
+        """
+        return {
+            "step": step,
+            "seen": seen,
+            "order": [self.settings.seed, photos],  # what the order of photos depends on
+            "loss_sum": loss_sum,
+            "seconds": seconds,
+        }
+
+    def start_of_epoch(self, photos):
+        """The part of the next epoch, of so many photos, that a checkpoint has trained already."""
+        part = self.part or self.part_of_epoch(0, 0, photos, torch.zeros(1), 0.0)
+        if part["order"] != [self.settings.seed, photos]:
+            print("Other photos or another seed than the checkpoint's: its epoch begins anew")
+            self.part = None
+            return self.start_of_epoch(photos)
+        sums = part["loss_sum"]
+        if len(sums) != world_size():  # of another number of processes
+            sums = torch.cat([sums.sum(0, keepdim=True), sums.new_zeros(world_size() - 1)])
+        return part | {"loss_sum": sums[rank()].reshape(1)}
+
+    def gather_part(self):
+        """Collect what each process by itself knows of the epoch under way; all must take part."""
+        if len(self.part["loss_sum"]) != world_size():
+            self.part["loss_sum"] = gather(self.part["loss_sum"])
+
+    def end_epoch(self, row):
+        """Take an epoch's scores into the history, and with that the next one up."""
+        self.history.append(row)
+        self.part = None
+
     def state(self, defaults):
         """The checkpoint: tensors and plain values only."""
         settings = self.settings
@@ -121,7 +170,8 @@ class Run:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "epoch": self.epoch,
-            "best_dice": self.best["dice"],
+            "part": self.part,
+            "best_dice": self.best["dice"] if self.best else None,
             "best_since": self.best_since,
             "history": self.history,
             "settings": {k: v for k, v in vars(settings).items() if k not in NOT_SAVED},
@@ -152,9 +202,13 @@ class Run:
                 self.optimizer.load_state_dict(checkpoint["optimizer"])
             if checkpoint.get("scaler"):  # empty from a run that needed none
                 self.scaler.load_state_dict(checkpoint["scaler"])
-            self.history = list(checkpoint.get("history", []))
-            self.saved_epoch = self.epoch
-            self.best_since = checkpoint.get("best_since", 1)
+            for parameter, state in self.optimizer.state.items():
+                for name, tensor in state.items():
+                    if tensor.dim() and tensor.shape != parameter.shape:
+                        raise ValueError(f"{name} is {list(tensor.shape)}")
+            self.history = check_history(checkpoint.get("history", []))
+            self.part = check_part(checkpoint.get("part"))
+            self.best_since = int(checkpoint.get("best_since", 1))
             if "rng" in checkpoint:
                 torch.set_rng_state(checkpoint["rng"])
                 for device, state in enumerate(checkpoint["cuda_rng"][: torch.cuda.device_count()]):
@@ -170,11 +224,72 @@ class Run:
         save_metrics(self.history, output / "metrics.csv")
         save_curves(self.history, self.best, output / "saved_images" / "training_curves.png")
 
-    def saved_so_far(self, filename):
-        """What a run that stops now leaves behind, as a sentence."""
-        if self.saved_epoch == 0:
-            return "nothing was saved before the end of the first epoch"
-        return f"{filename} holds the run up to the end of epoch {self.saved_epoch}"
+    @property
+    def place(self):
+        """How far the run is, in words; None before its first step."""
+        if self.part is None:
+            return f"the end of epoch {self.epoch}" if self.epoch else None
+        return f"step {self.part['step']} of epoch {self.epoch + 1}"
+
+
+class Checkpoints:
+    """Where a run's checkpoints go, and when it is time for one within an epoch."""
+
+    def __init__(self, run, output, defaults):
+        self.run, self.output, self.defaults = run, output, defaults
+        self.saved = run.place  # how far the run was at the last save
+        self.steps, self.time, self.took = 0, time.perf_counter(), 0.0  # since then; its seconds
+
+    def due(self, last):
+        """Whether to save after this step: each --save-every steps, and after an epoch's last, but
+        not so often that a twentieth of the time would go into it."""
+        every = self.run.settings.save_every
+        self.steps += 1
+        wanted = every and (last or self.steps >= every)
+        return bool(wanted) and time.perf_counter() - self.time > SAVING_TIME * self.took
+
+    def save(self, *names):
+        """Write the run as it is. Raises FloatingPointError if that cannot be gone on with."""
+        start = time.perf_counter()
+        state = self.run.state(self.defaults)
+        for weights in (state["state_dict"], state.get("raw_state_dict", {})):
+            if not all(tensor.isfinite().all() for tensor in weights.values()):
+                raise FloatingPointError("the weights are no longer numbers")
+        for name in names:
+            save_checkpoint(state, self.output / name)
+        self.saved = self.run.place
+        self.steps, self.time = 0, time.perf_counter()
+        self.took = (self.time - start) / len(names)
+
+    def save_unfinished(self):
+        """Save an epoch under way that ends here, if it is whole and was not saved so far."""
+        part, new = self.run.part, self.run.place != self.saved
+        if rank() == 0 and new and part and len(part["loss_sum"]) == world_size():
+            self.save(CHECKPOINT)
+
+    def __str__(self):
+        if self.saved is None:
+            return "nothing was saved yet"
+        return f"{shown(self.output / CHECKPOINT)} holds the run up to {self.saved}"
+
+
+def check_history(history):
+    """The history, as it is. Raises an exception where its rows are not what the curves need."""
+    for number, row in enumerate(history, start=1):
+        wrong = [name for name in COLUMNS if not isinstance(row[name], (int, float))]
+        if wrong or row["epoch"] != number:
+            raise ValueError(f"row {number} of the history: {wrong or row['epoch']}")
+    return list(history)
+
+
+def check_part(part):
+    """The part of an epoch, as it is. Raises an exception where that cannot be gone on with."""
+    if part is None:
+        return None
+    step, seen, (_, photos), sums = (part[name] for name in ("step", "seen", "order", "loss_sum"))
+    if not (0 < step <= seen <= photos and sums.dim() == 1 and sums.isfinite().all()):
+        raise ValueError(f"step {step}, photo {seen} of {photos}")
+    return part | {"seconds": float(part["seconds"])}
 
 
 def moving_average(decay):

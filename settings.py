@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 from augment import AUGMENTATIONS
+from checkpoints import SHIPPED, short
 from command_line import Parser, above_zero, auto_or_threshold, fraction, from_zero, whole
-from files import BadInput
+from files import BadInput, printable, shown
 from losses import LOSSES
-from utils import SHIPPED
 
 FOLDERS = {  # and what they are called under --data-dir
     "train_img_dir": "train_images",
@@ -161,6 +161,14 @@ def get_args_parser(constants, given_only=False):
         "go on where the last run stopped",
         action=argparse.BooleanOptionalAction,
     )
+    flag(
+        group,
+        "SAVE_EVERY",
+        "save within an epoch too, after so many steps, while that takes below a twentieth of the "
+        "time; 0: only after each epoch and when stopped",
+        type=whole(0, 10**9),
+        metavar="N",
+    )
     flag(group, "OUTPUT_DIR", "where checkpoints, metrics.csv and pictures go", metavar="DIR")
     flag(
         group,
@@ -176,27 +184,37 @@ def get_args_parser(constants, given_only=False):
 
 
 def check_constant(name, value, type=str, nargs=None, choices=None, action=None, **_):
-    """Hold an edited constant to what its flag would be held to. Raises BadInput."""
+    """Hold an edited constant, or a checkpoint's setting, to what its flag would be held to.
+
+    Raises argparse.ArgumentTypeError.
+    """
     if value is None and name in OPTIONAL:
         return
     try:
         if value is None or nargs == "+" and not value:
             raise argparse.ArgumentTypeError("it needs a value")
-        if action is argparse.BooleanOptionalAction and not isinstance(value, bool):
-            raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
+        if action is argparse.BooleanOptionalAction:
+            if not isinstance(value, bool):
+                raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
+            return
         if nargs == "+" and not isinstance(value, (tuple, list)):
             raise argparse.ArgumentTypeError(f"{value} is no tuple")
         for part in value if nargs == "+" else [value]:
-            type(str(part))
+            part = plain(part)
+            if type(str(part)) != part:
+                raise argparse.ArgumentTypeError(f"{part!r} is of another type")
         if choices and value not in choices:
             raise argparse.ArgumentTypeError(f"{value} is not among {choices}")
     except argparse.ArgumentTypeError as error:
-        raise BadInput(f"train.py: {name} = {value!r}: {error}: edit the constant") from None
+        raise argparse.ArgumentTypeError(f"{name} = {short(value)}: {error}") from None
 
 
 def read_flags(constants, argv):
     """(constants, given): all settings as the constants have them, and those the user typed."""
-    defaults = vars(get_args_parser(constants).parse_args([]))
+    try:
+        defaults = vars(get_args_parser(constants).parse_args([]))
+    except argparse.ArgumentTypeError as error:
+        raise BadInput(f"train.py: {error}: edit the constant") from None
     given = vars(get_args_parser(constants, given_only=True).parse_args(argv))
     for side in ("train", "val"):
         if (f"{side}_img_dir" in given) != (f"{side}_mask_dir" in given):
@@ -227,7 +245,7 @@ def plain(value):
     return os.fspath(value) if isinstance(value, Path) else value
 
 
-def choose_settings(defaults, start, given, checkpoint, pretrained=None):
+def choose_settings(defaults, start, given, checkpoint, pretrained=None, filename=None):
     """All settings: as given, else as the checkpoint has them, else as `start` or the constants do.
 
     Of `pretrained`, a checkpoint too, they take only network and size. A constant edited since the
@@ -241,7 +259,7 @@ def choose_settings(defaults, start, given, checkpoint, pretrained=None):
         check_network(given, network, "--pretrained")
         return argparse.Namespace(**defaults | start | network | given)
 
-    saved = start | checkpoint.get("settings", {}) | network_of(checkpoint)
+    saved = start | saved_settings(checkpoint, defaults, filename) | network_of(checkpoint)
     before = checkpoint.get("constants", defaults)
     edited = {name: value for name, value in defaults.items() if value != before.get(name, value)}
     changes = edited | given
@@ -250,6 +268,20 @@ def choose_settings(defaults, start, given, checkpoint, pretrained=None):
         if value is not None and value != saved.get(name, value):
             print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
     return argparse.Namespace(**defaults | saved | changes)
+
+
+def saved_settings(checkpoint, defaults, filename):
+    """The settings that a checkpoint holds; {} of a classic one. Raises BadInput."""
+    try:
+        settings = {k: v for k, v in checkpoint.get("settings", {}).items() if k in defaults}
+        get_args_parser({k.upper(): v for k, v in (defaults | settings).items()})
+        dict(checkpoint.get("constants", {}))
+    except (AttributeError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise BadInput(
+            f"{shown(filename)}: its settings make no sense ({printable(error)}): leave "
+            "--load-model out to start afresh"
+        ) from None
+    return settings
 
 
 def network_of(checkpoint):

@@ -20,6 +20,7 @@ from statistics import mean
 import torch
 from torch.utils.data import Dataset
 
+from checkpoints import BEST_CHECKPOINT, CHECKPOINT, build_model, find_checkpoint, load_checkpoint
 from command_line import Parser, add_network_flags, run_script
 from dataset import (
     VAL_FRACTION,
@@ -30,17 +31,12 @@ from dataset import (
     make_loader,
     split_by_car,
 )
-from files import BadInput, find_pairs, read_mask, write_aside
+from files import BadInput, find_pairs, printable, read_mask, write_aside
 from losses import LOSSES
 from plots import save_histogram
 from settings import FOLDERS
 from utils import (
-    BEST_CHECKPOINT,
-    CHECKPOINT,
-    build_model,
     draw_panel,
-    find_checkpoint,
-    load_checkpoint,
     logits_of,
     pick_device,
     report_accuracy,
@@ -87,7 +83,7 @@ def get_args_parser():
     return parser
 
 
-def find_test_pairs(args, checkpoint):
+def find_test_pairs(args, checkpoint, filename):
     """The pairs to score: those of the folders named, else the run's validation photos."""
     if bool(args.image_dir) != bool(args.mask_dir):
         raise BadInput("--image-dir and --mask-dir belong together: name both")
@@ -95,9 +91,15 @@ def find_test_pairs(args, checkpoint):
         return find_pairs(args.image_dir, args.mask_dir)
 
     folders = checkpoint.get("settings", CLASSIC_FOLDERS)
-    train, train_masks, val, val_masks = (
-        folders[name] and os.path.relpath(ROOT / folders[name]) for name in CLASSIC_FOLDERS
-    )
+    try:
+        train, train_masks, val, val_masks = (
+            folders[name] and os.path.relpath(ROOT / folders[name]) for name in CLASSIC_FOLDERS
+        )
+    except (KeyError, TypeError, ValueError):
+        raise BadInput(
+            f"{filename}: does not say which photos it was trained on: name --image-dir and "
+            "--mask-dir"
+        ) from None
     if val is not None and (os.path.isdir(val) or "settings" in checkpoint):
         return find_pairs(val, val_masks)
     return split_by_car(
@@ -128,7 +130,7 @@ def write_csv(path, names, scores):
     writer.writerow(["photo", *columns])
     writer.writerows(zip(names, *(scores[column].tolist() for column in columns), strict=True))
     with write_aside(path) as file:
-        file.write(text.getvalue().encode())
+        file.write(os.fsencode(text.getvalue()))
 
 
 def print_views(names, dices):
@@ -172,7 +174,7 @@ def main(argv=None):
 
     size = tuple(checkpoint["image_size"])
     channels = checkpoint["model"]["in_channels"]
-    pairs = find_test_pairs(args, checkpoint)
+    pairs = find_test_pairs(args, checkpoint, filename)
     first_pass(pairs, size, channels, cache=False)
     transform = get_eval_transform(*size, **checkpoint["normalization"])
     dataset = CarvanaDataset(None, None, transform, size=size, channels=channels, pairs=pairs)
@@ -183,7 +185,9 @@ def main(argv=None):
     else:
         loader = make_loader(dataset, args.batch_size)
     start = time.perf_counter()
-    loss_function = LOSSES[checkpoint.get("settings", {}).get("loss", "bce")]  # the run's own
+    settings = checkpoint.get("settings")
+    own = settings.get("loss") if isinstance(settings, dict) else None
+    loss_function = LOSSES[own if own in tuple(LOSSES) else "bce"]
     scores = score_loader(loader, model, device, checkpoint["threshold"], args.tta, loss_function)
     seconds = (time.perf_counter() - start) / len(pairs)
     means = report_accuracy(scores)
@@ -196,7 +200,7 @@ def main(argv=None):
     order = scores["dice"].argsort().tolist()
     print("worst photos:")
     for index in order[:WORST]:
-        print(f"  {scores['dice'][index]:.5f}  {dataset.names[index]}")
+        print(f"  {scores['dice'][index]:.5f}  {printable(dataset.names[index])}")
     print_views(dataset.names, scores["dice"])
     if args.csv:
         write_csv(args.csv, dataset.names, scores)

@@ -20,36 +20,35 @@ import torch
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from command_line import run_script
+from check_data import quick_findings
+from checkpoints import BEST_CHECKPOINT, CHECKPOINT, MAX_AREA, load_checkpoint
+from command_line import message_of, run_script
 from data import prepare
 from dataset import get_loaders, make_loader
 from distributed import (
     first_before_others,
     hide_progress,
     interleave,
+    largest,
     process_group,
     rank,
     share_buffers,
-    sum_over_processes,
     without_repeats,
     world_size,
 )
 from files import BadInput, check_output, cpu_count, shown
 from losses import LOSSES
 from plots import Board
-from run import Run, move_aside
+from run import Checkpoints, Run, move_aside
 from settings import FOLDERS, choose_settings, plain, read_flags
+from stopping import Stopped, StopRequest, exit_code
 from utils import (
-    BEST_CHECKPOINT,
-    CHECKPOINT,
     amp_dtype,
     autocast,
     find_threshold,
-    load_checkpoint,
     memory_format,
     pick_device,
     report_accuracy,
-    save_checkpoint,
     save_predictions_as_imgs,
     score_loader,
 )
@@ -88,6 +87,7 @@ COMPILE = False  # True for torch.compile: slow at the start, for long runs
 SEED = 42
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
+SAVE_EVERY = 20  # steps until it is saved within an epoch too, if that is quick; 0: it is not
 OUTPUT_DIR = "."
 TENSORBOARD = None  # a folder for TensorBoard's events; "": runs in the output folder
 DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
@@ -137,28 +137,36 @@ def starting_settings(defaults, given):
 # Training -----------------------------------------------------------------------------------------
 
 
-def train_one_epoch(run, loader, device, description=""):
-    """One pass over the photos: (mean loss a photo, photos a second).
+def train_one_epoch(run, loader, device, description="", between_steps=None):
+    """What is left of a pass over the photos: (mean loss a photo, photos a second), of all of it.
 
-    The gradients of `--accumulate` batches make one step of the optimizer.
+    The gradients of `--accumulate` batches make one step of the optimizer. After each step, on a
+    GPU each 20, `between_steps(last)` may save the run, or raise to end it.
 
-    Raises FloatingPointError once the loss is no longer a number, naming the first such step.
+    Raises FloatingPointError once the loss is no longer a number, naming the first such batch.
     """
     run.trained_model.train()
     run.optimizer.zero_grad(set_to_none=True)
     loss_function, accumulate = LOSSES[run.settings.loss], run.settings.accumulate
-    loss_sum = torch.zeros((), device=device)
+    photos = len(loader.dataset)
+    part = run.start_of_epoch(photos)
+    run.part = part if part["step"] else None
+    loader.sampler.set_epoch(run.epoch + 1, part["seen"])
+    left, batch_size = photos - part["seen"], loader.batch_size * world_size()
+    loss_sum = part["loss_sum"].to(device)
     bad_step = torch.zeros((), dtype=torch.int64, device=device)  # the first; 0: none
     look_every = 1 if device.type == "cpu" else 20  # a look at a GPU's numbers makes it wait
-    photos, start = 0, time.perf_counter()
+    start = time.perf_counter()
 
-    with tqdm(loader, description, unit="step", disable=hide_progress(), leave=False) as progress:
+    progress = tqdm(
+        loader, description, unit="step", disable=hide_progress(), leave=False, initial=part["step"]
+    )
+    with progress:
         for step, (images, masks) in enumerate(progress, start=1):
+            run.part = None  # until the step is whole
             own, share = len(images), 1  # photos that count, and what their mean loss counts
             if step == len(loader) and world_size() > 1:
-                images, masks, own, share = without_repeats(
-                    images, masks, len(loader.dataset), loader.batch_size
-                )
+                images, masks, own, share = without_repeats(images, masks, left, loader.batch_size)
             images = images.to(device, non_blocking=True, memory_format=memory_format(device))
             masks = masks.to(device, non_blocking=True)
             with autocast(device):
@@ -167,76 +175,102 @@ def train_one_epoch(run, loader, device, description=""):
 
             first = (step - 1) // accumulate * accumulate  # batches before this step's
             run.scaler.scale(share * loss / min(accumulate, len(loader) - first)).backward()
-            if step == first + accumulate or step == len(loader):
-                run.step(run.epoch + first / len(loader))
-
             loss = loss.detach()
-            loss_sum += loss * own
-            bad_step = torch.where((bad_step == 0) & ~loss.isfinite(), step, bad_step)
-            photos += own
-            if step % look_every == 0 or step == len(loader):
+            loss_sum = loss_sum + loss * own
+            number = part["step"] + step
+            bad_step = torch.where((bad_step == 0) & ~loss.isfinite(), number, bad_step)
+            if step < first + accumulate and step < len(loader):
+                continue
+
+            run.step(run.epoch + (part["seen"] + first * batch_size) / photos)
+            done, seconds = min(step * batch_size, left), time.perf_counter() - start
+            run.part = run.part_of_epoch(
+                number, part["seen"] + done, photos, loss_sum, part["seconds"] + seconds
+            )
+            if step // accumulate % look_every == 0 or step == len(loader):
                 if bad_step:
                     raise FloatingPointError(f"the loss is {loss.item()} since step {bad_step}")
-                speed = world_size() * photos / (time.perf_counter() - start)
-                progress.set_postfix_str(f"loss {loss.item():.4f}, {speed:.1f} photos/s")
+                progress.set_postfix_str(f"loss {loss.item():.4f}, {done / seconds:.1f} photos/s")
+                if between_steps:
+                    between_steps(last=step == len(loader))
 
-    loss_sum, photos = sum_over_processes(torch.stack([loss_sum, loss_sum.new_tensor(photos)]))
-    return (loss_sum / photos).item(), photos.item() / (time.perf_counter() - start)
+    run.gather_part()
+    return run.part["loss_sum"].sum().item() / photos, photos / run.part["seconds"]
 
 
-def train(run, train_loader, val_loader, device, output, defaults, board=None):
-    """Train the epochs that are left; after each, write checkpoints, metrics.csv and pictures."""
-    settings, pictures = run.settings, output / "saved_images"
-    pictures_loader = some_of(val_loader, settings)
-    loss_function = LOSSES[settings.loss]
-    while run.epoch < settings.num_epochs:
-        start = time.perf_counter()
-        epoch = run.epoch + 1
-        train_loader.sampler.set_epoch(epoch)
-        title = f"epoch {epoch}/{settings.num_epochs}"
-        loss, speed = train_one_epoch(run, train_loader, device, title)
-        model = run.evaluated_model
-        share_buffers(run.model)
-        if run.averaged:
-            share_buffers(model)
-        if settings.threshold == "auto":
-            run.threshold = find_threshold(val_loader, model, device)
-        # Each process scores a part of the photos.
-        scores = score_loader(val_loader, model, device, run.threshold, loss_function=loss_function)
-        scores = report_accuracy(interleave(scores))
-        if not math.isfinite(scores["loss"]):
-            raise FloatingPointError(f"the validation loss is {scores['loss']}")
+def train(run, train_loader, val_loader, device, checkpoints, board=None):
+    """Train the epochs that are left; after each, write checkpoints, metrics.csv and pictures.
 
-        best_so_far = run.best["dice"] if run.best else -1
-        run.history.append(
-            {"epoch": epoch, "train_loss": loss, "val_loss": scores.pop("loss")}
-            | scores
-            | {
-                "learning_rate": run.learning_rate,
-                "seconds": time.perf_counter() - start,
-                "photos_per_second": speed,
-                "threshold": run.threshold,
-            }
-        )
-        row = run.history[-1]
-        print(
-            f"{title}: loss {loss:.4f}, validation loss {row['val_loss']:.4f}, "
-            f"IoU {row['iou']:.4f}, {speed:.1f} photos/s, {row['seconds']:.0f} s",
-            flush=True,
-        )
-        if rank() == 0:
-            # The best before the latest: a kill between them repeats the epoch and loses nothing.
-            state = run.state(defaults)
-            if row["dice"] > best_so_far:
-                save_checkpoint(state, output / BEST_CHECKPOINT)
-            save_checkpoint(state, output / CHECKPOINT)
-            run.saved_epoch = epoch
-            run.save_history(output)
-            panels = save_predictions_as_imgs(
-                pictures_loader, model, pictures, device, run.threshold
-            )
-            if board:
-                board.add(row, panels, last=epoch == settings.num_epochs)
+    Raises Stopped after a signal. However it ends, all that was trained is saved where that can be.
+    """
+    pictures_loader = some_of(val_loader, run.settings)
+    with StopRequest() as stop:
+
+        def between_steps(last):
+            due = rank() == 0 and checkpoints.due(last)
+            wish = largest(max(stop.number, int(due)), device)
+            if wish:
+                run.gather_part()
+            if wish == 1 and rank() == 0:
+                checkpoints.save(CHECKPOINT)
+            if wish > 1:
+                raise Stopped(wish)
+
+        try:
+            while run.epoch < run.settings.num_epochs:
+                epoch_before, start = run.part, time.perf_counter()
+                title = f"epoch {run.epoch + 1}/{run.settings.num_epochs}"
+                loss, speed = train_one_epoch(run, train_loader, device, title, between_steps)
+                with stop.at_once():
+                    scores = validate(run, val_loader, device)
+                row = {"epoch": run.epoch + 1, "train_loss": loss, "val_loss": scores.pop("loss")}
+                row |= scores | {"learning_rate": run.learning_rate}
+                seconds = time.perf_counter() - start + (epoch_before or {}).get("seconds", 0)
+                row |= {"seconds": seconds, "photos_per_second": speed, "threshold": run.threshold}
+                better = run.best is None or row["dice"] > run.best["dice"]
+                run.end_epoch(row)
+                print(
+                    f"{title}: loss {loss:.4f}, validation loss {row['val_loss']:.4f}, "
+                    f"IoU {row['iou']:.4f}, {speed:.1f} photos/s, {seconds:.0f} s",
+                    flush=True,
+                )
+                if rank() == 0:
+                    # The best before the latest: a kill between them repeats what was not saved
+                    # of the epoch, and loses nothing.
+                    checkpoints.save(*([BEST_CHECKPOINT] if better else []), CHECKPOINT)
+                    run.save_history(checkpoints.output)
+                    with stop.at_once():
+                        draw(run, pictures_loader, device, checkpoints.output, board)
+        except (BadInput, KeyboardInterrupt, RuntimeError):
+            checkpoints.save_unfinished()
+            raise
+
+
+def validate(run, loader, device):
+    """The validation photos' scores, printed, of the weights as they are after an epoch.
+
+    Raises FloatingPointError where they are no numbers.
+    """
+    model, settings = run.evaluated_model, run.settings
+    share_buffers(run.model)
+    if run.averaged:
+        share_buffers(model)
+    if settings.threshold == "auto":
+        run.threshold = find_threshold(loader, model, device)
+    # Each process scores a part of the photos.
+    scores = score_loader(loader, model, device, run.threshold, loss_function=LOSSES[settings.loss])
+    scores = report_accuracy(interleave(scores))
+    if not math.isfinite(scores["loss"]):
+        raise FloatingPointError(f"the validation loss is {scores['loss']}")
+    return scores
+
+
+def draw(run, loader, device, output, board):
+    """The pictures of the epoch that has just ended."""
+    folder = output / "saved_images"
+    panels = save_predictions_as_imgs(loader, run.evaluated_model, folder, device, run.threshold)
+    if board:
+        board.add(run.history[-1], panels, last=run.epoch == run.settings.num_epochs)
 
 
 def some_of(loader, settings):
@@ -275,7 +309,7 @@ def train_as_told(argv, defaults, given, device):
         print(f"Starting from the weights in {weights}, with their network and size of photos")
     elif given.pop("pretrained", None):
         print(f"--pretrained: not needed, since the run goes on from {shown(latest)}")
-    settings = choose_settings(defaults, start, given, checkpoint, pretrained)
+    settings = choose_settings(defaults, start, given, checkpoint, pretrained, latest)
 
     check_output(output)
     check_size(settings)
@@ -300,28 +334,34 @@ def train_as_told(argv, defaults, given, device):
         board = Board(folder)
     with first_before_others():  # it decodes the photos for all
         train_loader, val_loader = load_data(settings, device)
+    for warning in quick_findings(train_loader.dataset.pairs, val_loader.dataset.pairs):
+        print(f"Warning: {warning}")
     print_settings(run, train_loader, val_loader, device)
     move_others_aside(run, checkpoint, output)
 
+    checkpoints = Checkpoints(run, output, defaults)
     try:
-        train(run, train_loader, val_loader, device, output, defaults, board)
+        train(run, train_loader, val_loader, device, checkpoints, board)
     except FloatingPointError as error:
         raise BadInput(
             f"epoch {run.epoch + 1}: {error}: try --lr {settings.learning_rate / 10:g}; "
-            f"{run.saved_so_far(shown(latest))}"
+            f"{checkpoints}"
         ) from None
-    except KeyboardInterrupt:
-        again = [
-            "python",
-            shown(ROOT / "train.py"),
-            *(flag for flag in argv if flag != "--load-model"),
-        ]
-        again += ["--load-model"] if run.saved_epoch else []
-        print(f"\nStopped; {run.saved_so_far(shown(latest))}", file=sys.stderr)
-        print(f"To go on: {shlex.join(again)}", file=sys.stderr)
-        return 130
+    except (BadInput, MemoryError, RuntimeError) as problem:
+        after = f"{checkpoints}; {go_on(argv, checkpoints)}"
+        raise BadInput(f"{message_of(problem)}; {after}") from None
+    except KeyboardInterrupt as stop:
+        print(f"Stopped; {checkpoints}\n{go_on(argv, checkpoints)}", file=sys.stderr)
+        return exit_code(stop)
     print_summary(run, output, time.perf_counter() - started)
     return 0
+
+
+def go_on(argv, checkpoints):
+    """The command that goes on with a run that was stopped."""
+    again = [flag for flag in argv if flag != "--load-model"]
+    again += ["--load-model"] if checkpoints.saved else []
+    return f"to go on: {shlex.join(['python', shown(ROOT / 'train.py'), *again])}"
 
 
 def move_others_aside(run, checkpoint, output):
@@ -330,12 +370,13 @@ def move_others_aside(run, checkpoint, output):
     names = ()
     if checkpoint is None:
         names = (CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")
-    elif not run.history:  # a classic checkpoint; whatever lies beside it is of another run
+    elif run.place is None:  # a classic checkpoint; whatever lies beside it is of another run
         names = (BEST_CHECKPOINT, "metrics.csv")
     elif any(checkpoint["settings"][name] != getattr(settings, name) for name in FOLDERS):
         print("Other photos than the checkpoint's: the best score starts anew")
         names = (BEST_CHECKPOINT,)
         run.best_since = run.epoch + 1
+        run.part = None
     if names and rank() == 0:
         move_aside(output, names)
 
@@ -368,6 +409,11 @@ def check_size(settings):
             f"--image-height {settings.image_height} --image-width {settings.image_width}: "
             f"the {levels} levels of --features halve a photo as often, so both must be at least "
             f"{smallest}"
+        )
+    if settings.image_height * settings.image_width > MAX_AREA:
+        raise BadInput(
+            f"--image-height {settings.image_height} --image-width {settings.image_width}: more "
+            f"than {MAX_AREA} pixels: name smaller ones"
         )
 
 

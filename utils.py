@@ -1,12 +1,8 @@
-"""What the scripts share after the batch: device, scores, checkpoints, pictures."""
+"""What the scripts share after the batch: device, scores, pictures."""
 
 import ctypes
 import math
-import pickle
 import platform
-import re
-import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,24 +12,14 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 from torchvision.utils import save_image
 
-from augment import MAX_PIXEL_VALUE, MEAN, STD
+from checkpoints import CLASSIC
+from checkpoints import load_checkpoint as load_checkpoint  # for others to find here
+from checkpoints import save_checkpoint as save_checkpoint
 from distributed import sum_over_processes
-from files import BadInput, shown, write_aside
+from files import BadInput, printable, write_aside
 from losses import bce
-from model import UNet
-
-CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
-SHIPPED = "weights/unet_carvana_small.pth"
 
 THRESHOLDS = [number / 20 for number in range(4, 17)]  # 0.2 to 0.8, for find_threshold
-
-# What a checkpoint of the classic recipe does not say.
-CLASSIC = {
-    "image_size": [160, 240],  # height, width
-    "normalization": {"mean": MEAN, "std": STD, "max_pixel_value": MAX_PIXEL_VALUE},
-    "threshold": 0.5,
-}
-
 
 # The device ---------------------------------------------------------------------------------------
 
@@ -219,108 +205,6 @@ def report_accuracy(scores):
     return means
 
 
-# Checkpoints --------------------------------------------------------------------------------------
-
-
-def save_checkpoint(state, filename=CHECKPOINT):
-    """Write a dict of tensors and plain values, whole or not at all (see write_aside)."""
-    with write_aside(filename) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # how torch reports that the file took no more
-            raise OSError(f"{error}".splitlines()[0]) from error
-
-
-def find_checkpoint(*candidates):
-    """The first of these paths that exists, else the last."""
-    return shown(next((path for path in candidates if path.exists()), candidates[-1]))
-
-
-def load_checkpoint(filename=CHECKPOINT, model=None):
-    """Read a checkpoint of ours, or a classic one with only `state_dict` and `optimizer`.
-
-    Args:
-        filename: the file; nothing in it is run (weights_only).
-        model: a UNet that takes over the weights, if given.
-
-    Returns the dict, on the CPU, with `model` (the arguments of UNet, read off the tensors' shapes)
-    and what CLASSIC holds filled in where it is missing. Raises BadInput.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles, which are refused below
-            checkpoint = torch.load(filename, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise BadInput(f"{filename}: no such checkpoint: train one with python train.py") from None
-    except (PermissionError, IsADirectoryError) as error:
-        raise BadInput(f"{filename}: cannot be read ({error.strerror}): name a file") from None
-    except Exception as error:  # a broken file makes torch raise whatever it likes
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(filename):
-            what = "holds more than tensors and plain values, and could run code if it were loaded"
-            raise BadInput(f"{filename}: {what}: get it from someone you trust") from None
-        raise BadInput(f"{filename}: no checkpoint, or cut off: use another copy") from None
-
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise BadInput(f"{filename}: no checkpoint of a U-Net: it has no state_dict")
-    checkpoint = CLASSIC | checkpoint | {"model": model_arguments(checkpoint, filename)}
-    if checkpoint["model"]["out_channels"] != 1:
-        channels = checkpoint["model"]["out_channels"]
-        raise BadInput(f"{filename}: gives {channels} masks a photo: a network for one is needed")
-    if model is not None:
-        load_weights(model, checkpoint, filename)
-    return checkpoint
-
-
-def model_arguments(checkpoint, filename):
-    """The arguments of UNet that give a network of these tensors. Raises BadInput."""
-    weights = checkpoint["state_dict"]
-    try:
-        levels = sum(
-            re.fullmatch(r"downs\.\d+\.conv\.0\.weight", key) is not None for key in weights
-        )
-        return {
-            "in_channels": weights["downs.0.conv.0.weight"].shape[1],
-            "out_channels": weights["final_conv.weight"].shape[0],
-            "features": [weights[f"downs.{i}.conv.0.weight"].shape[0] for i in range(levels)],
-        }
-    except (KeyError, TypeError, AttributeError, IndexError):
-        found = ", ".join(map(str, list(weights)[:3]))
-        raise BadInput(
-            f"{filename}: not this U-Net: expected tensors such as downs.0.conv.0.weight and "
-            f"final_conv.weight, found {found or 'none'}"
-        ) from None
-
-
-def load_weights(model, checkpoint, filename):
-    """Put a checkpoint's weights into a model. Raises BadInput where they do not fit."""
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadInput(f"{filename}: its weights do not fit the network: {reason}") from None
-
-
-def save_weights(checkpoint_file, filename):
-    """Write of a checkpoint what evaluation and --pretrained need, the convolutions in float16.
-
-    A twentieth of the size of the checkpoint, for passing on.
-    """
-    checkpoint = load_checkpoint(checkpoint_file)
-    kept = ("model", "image_size", "normalization", "threshold")
-    weights = {
-        name: tensor.half() if tensor.dim() == 4 else tensor
-        for name, tensor in checkpoint["state_dict"].items()
-    }
-    save_checkpoint({"state_dict": weights} | {name: checkpoint[name] for name in kept}, filename)
-
-
-def build_model(checkpoint, filename, device):
-    """The network of a checkpoint that load_checkpoint gave, on a device, in evaluation mode."""
-    model = UNet(**checkpoint["model"])
-    load_weights(model, checkpoint, filename)
-    return model.to(device, memory_format=torch.channels_last).eval()
-
-
 # Pictures -----------------------------------------------------------------------------------------
 
 
@@ -381,7 +265,7 @@ def draw_panel(name, image, mask, logits, threshold=0.5, normalization=None):
     panel = Image.new("RGB", (tiles.shape[1], tiles.shape[0] + 2 * line), "white")
     panel.paste(Image.fromarray(tiles), (0, 2 * line))
     draw = ImageDraw.Draw(panel)
-    draw.text((4, line * 0.15), f"{name}   Dice {dice:.4f}", "black", font)
+    draw.text((4, line * 0.15), f"{printable(name)}   Dice {dice:.4f}", "black", font)
     titles = ("photo", "true mask", "prediction", "red: missed, blue: too much")
     for column, title in enumerate(titles):
         draw.text((column * width + 4, line * 1.15), title, "gray", font)

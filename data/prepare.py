@@ -32,6 +32,9 @@ DATA = Path(__file__).resolve().parent
 VAL_FRACTION = 0.1  # of the challenge's cars
 COMPETITION = "carvana-image-masking-challenge"
 MAX_MEMBER_BYTES = 50_000_000  # of one file in a zip; the largest photo has 0.2 million
+MAX_GROWTH = 20  # bytes unpacked for each byte of the zip; photos and masks hardly shrink
+MAX_PIXELS = 25_000_000  # of one photo; they have 2.5 million
+FORMATS = ("JPEG", "GIF")
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 NAME = "[0-9a-f]{12}_(?:0[1-9]|1[0-6])"  # car and view
 
@@ -125,26 +128,37 @@ def list_source(source, folder, pattern):
 def list_zip(archive, folder, pattern):
     """list_source of a zip file. Raises BadInput for members that have no business there."""
     opened = zipfile.ZipFile(archive)
-    members = {}
-    for info in opened.infolist():
+    infos, members = opened.infolist(), {}
+    total, size = sum(info.file_size for info in infos), archive.stat().st_size
+    if total > MAX_GROWTH * size:
+        raise BadInput(
+            f"{archive}: would unpack {size} bytes to {total}: nothing was unpacked; "
+            "download it again"
+        )
+    for info in infos:
         if info.is_dir():
             continue
         if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1:
             raise BadInput(
-                f"{archive}: {info.filename!r} is a link or encrypted: nothing was unpacked"
+                f"{archive}: {info.filename!r} is a link or encrypted: nothing was unpacked; "
+                "download it again"
             )
         if not info.filename.startswith(f"{folder}/"):
             raise BadInput(
-                f"{archive}: {info.filename!r} is not in {folder}/: nothing was unpacked; "
-                "this is not the challenge's file"
+                f"{archive}: {info.filename!r} is not in {folder}/, so it is not the challenge's "
+                "file: nothing was unpacked; download it again"
             )
         if info.file_size > MAX_MEMBER_BYTES:
             raise BadInput(
-                f"{archive}: {info.filename!r} has {info.file_size} bytes: nothing was unpacked"
+                f"{archive}: {info.filename!r} has {info.file_size} bytes: nothing was unpacked; "
+                "download it again"
             )
         name = member_name(info.filename.removeprefix(f"{folder}/"), pattern, archive)
         if name in members:
-            raise BadInput(f"{archive}: {info.filename!r} is in it twice: nothing was unpacked")
+            raise BadInput(
+                f"{archive}: {info.filename!r} is in it twice: nothing was unpacked; "
+                "download it again"
+            )
         members[name] = lambda info=info: opened.read(info)
     return members
 
@@ -153,7 +167,10 @@ def member_name(file_name, pattern, where):
     """A photo's name from its file's. Raises BadInput for all that is not a plain file name."""
     found = re.fullmatch(pattern, file_name)
     if not found:
-        raise BadInput(f"{where}: {file_name!r} is no file of the challenge: nothing was unpacked")
+        raise BadInput(
+            f"{where}: {file_name!r} is no file of the challenge: nothing was unpacked; remove it, "
+            "or download the file again"
+        )
     return found[1]
 
 
@@ -163,8 +180,10 @@ def copy_pair(read_photo, read_mask, photo_path, mask_path):
     for read, path in ((read_photo, photo_path), (read_mask, mask_path)):
         try:
             contents.append(read())
-            with Image.open(io.BytesIO(contents[-1])) as image:
+            with Image.open(io.BytesIO(contents[-1]), formats=FORMATS) as image:
                 sizes.append(image.size)
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height}")
                 image.draft(None, (1, 1))  # all of a JPEG is read, but little of it computed
                 image.load()
         except Exception as error:  # a decoder fed with a broken file raises whatever it likes

@@ -2,6 +2,9 @@
 
 import csv
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from PIL import Image, ImageDraw
 import command_line
 import train
 import utils
+from checkpoints import CHECKPOINT, load_checkpoint
 from model import UNet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +110,53 @@ def fit(call, data, tmp_path):
 def rows(folder):
     with open(folder / "metrics.csv") as file:
         return list(csv.DictReader(file))
+
+
+def assert_same(a, b):
+    """Two trees of dicts, lists, tensors and plain values are equal to the last bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            if key not in ("seconds", "photos_per_second"):
+                assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def assert_same_run(a, b):
+    first, second = load_checkpoint(a / CHECKPOINT), load_checkpoint(b / CHECKPOINT)
+    for checkpoint in (first, second):
+        for name in ("num_workers", "cache", "cache_dir", "num_epochs", "save_every"):
+            checkpoint["settings"].pop(name)
+    assert_same(first, second)
+
+
+def start(data, run, *flags):
+    # Where the tests run as a background job Ctrl-C is ignored, and children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "train.py", "--data-dir", data, "--output-dir", run, *SMALL]
+    return subprocess.Popen(
+        [*command, "--lr", "1e-2", *map(str, flags)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+def wait_for_epoch(process, number):
+    for line in process.stdout:
+        if line.startswith(f"epoch {number}/"):
+            return
+    raise AssertionError(process.stderr.read())
 
 
 @pytest.fixture

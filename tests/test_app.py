@@ -11,9 +11,9 @@ from conftest import ROOT, draw_pair
 from PIL import Image
 
 import app
+from checkpoints import SHIPPED
 from files import BadInput
 from predictor import Predictor
-from utils import SHIPPED
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = [  # nothing that looks for hosts outside

@@ -10,8 +10,8 @@ import torch
 from conftest import ROOT, SMALL, rows, write_pairs
 
 import train
+from checkpoints import load_checkpoint
 from dataset import EpochSampler
-from utils import load_checkpoint
 
 # train.py with BatchNorm's statistics frozen: those of half a batch are not those of a whole one.
 FROZEN = """

@@ -8,11 +8,11 @@ from conftest import ROOT
 
 import export
 import predict
+from checkpoints import SHIPPED, save_checkpoint
 from export import check_answers
 from files import BadInput, read_mask
 from model import UNet
 from predictor import Predictor
-from utils import SHIPPED, save_checkpoint
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"{package} is in requirements-extra.txt")

@@ -18,10 +18,10 @@ import export
 import predict
 import test as evaluation
 import train
+from checkpoints import SHIPPED
 from files import read_mask, read_photo
 from predictor import Predictor
 from submission import decode
-from utils import SHIPPED
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from conftest import ROOT
 from PIL import Image
 
 import predictor as module
+from checkpoints import BEST_CHECKPOINT, CHECKPOINT, SHIPPED
 from files import BadInput, read_photo
 from predictor import Predictor, scale, sigmoid
-from utils import BEST_CHECKPOINT, CHECKPOINT, SHIPPED
 
 
 def test_a_file_goes_in_and_a_mask_of_its_own_size_comes_out(network, photos):

@@ -4,8 +4,8 @@ import pytest
 from conftest import rows
 
 import train
+from checkpoints import load_checkpoint
 from settings import get_args_parser, read_flags
-from utils import load_checkpoint
 
 
 def test_resuming_takes_settings_from_the_checkpoint(call, fit, tmp_path):
@@ -119,7 +119,7 @@ def test_every_constant_is_a_flag():
     flags = get_args_parser(vars(train)).format_help()
     settings = {name for name in vars(train) if name.isupper()} - {
         "ROOT", "DEMO", "FOLDERS", "NOT_SAVED", "PICTURES", "CLASSIC", "VAL_FRACTION",
-        "CHECKPOINT", "BEST_CHECKPOINT", "LOSSES",
+        "CHECKPOINT", "BEST_CHECKPOINT", "LOSSES", "MAX_AREA",
     }  # fmt: skip
     for name in settings:
         assert "--" + name.lower().replace("_", "-") in flags, name

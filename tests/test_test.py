@@ -11,9 +11,10 @@ from PIL import Image
 
 import test as evaluation
 import train
+from checkpoints import SHIPPED
 from files import find_pairs, read_mask
 from model import UNet
-from utils import SHIPPED, logits_of
+from utils import logits_of
 
 
 @pytest.fixture

@@ -2,15 +2,12 @@ import argparse
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, rows, write_pairs
+from conftest import ROOT, SMALL, assert_same_run, rows, write_pairs
 from PIL import Image, ImageDraw
 
 import files
@@ -18,38 +15,12 @@ import run as run_module
 import test as evaluation
 import train
 import utils
+from checkpoints import SHIPPED, load_checkpoint, save_checkpoint
 from data import draw_demo, prepare
 from model import UNet
 from run import Run
-from utils import SHIPPED, load_checkpoint, save_checkpoint
 
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
-
-
-def assert_same(a, b):
-    """Two trees of dicts, lists, tensors and plain values are equal to the last bit."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            if key not in ("seconds", "photos_per_second"):
-                assert_same(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
-def assert_same_run(a, b):
-    first, second = load_checkpoint(a / train.CHECKPOINT), load_checkpoint(b / train.CHECKPOINT)
-    for checkpoint in (first, second):
-        for name in ("num_workers", "cache", "cache_dir", "num_epochs"):
-            checkpoint["settings"].pop(name)
-    assert_same(first, second)
 
 
 def test_a_run_learns_and_leaves_all_its_files(fit, tmp_path):
@@ -414,53 +385,6 @@ def test_a_grey_network_is_trained_and_evaluated(call, data, tmp_path):
     assert code == 0 and "1,862," in out, err
     code, out, err = call(evaluation.main, *run)
     assert code == 0 and "128x128" in out and "Dice score" in out, err
-
-
-# Stopped from outside
-
-
-def start(data, run, *flags):
-    # Where the tests run as a background job Ctrl-C is ignored, and children would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "train.py", "--data-dir", data, "--output-dir", run, *SMALL]
-    return subprocess.Popen(
-        [*command, "--lr", "1e-2", *map(str, flags)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-
-
-def wait_for_epoch(process, number):
-    for line in process.stdout:
-        if line.startswith(f"epoch {number}/"):
-            return
-    raise AssertionError(process.stderr.read())
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(data, tmp_path, workers):
-    process = start(data, tmp_path / "run", "--epochs", 5000, "--num-workers", workers)
-    wait_for_epoch(process, 2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
-    assert "To go on: python train.py --data-dir" in err and "--load-model" in err
-    assert load_checkpoint(tmp_path / "run" / train.CHECKPOINT)["epoch"] >= 1
-
-
-def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, tmp_path):
-    fit("whole", "--epochs", 6)
-    process = start(data, tmp_path / "killed", "--epochs", 6)
-    wait_for_epoch(process, 2)
-    process.kill()
-    process.communicate()
-    code, _, err = fit("killed", "--epochs", 6, "--load-model")
-    assert code == 0, err
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    assert [row["epoch"] for row in rows(tmp_path / "killed")] == list("123456")
 
 
 # Bad input: exit code 2, one line, and nothing of the run on disk
