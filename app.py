@@ -17,7 +17,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before its import: it would 
 from PIL import Image
 
 from command_line import Parser, run_script
-from files import BadInput, photo_size, read_photo
+from files import BadInput, photo_size, read_photo, shown
 from pictures import colour_profile, cut_out, save_mask
 from predictor import Predictor, binary_mask, scale
 from utils import save_picture
@@ -115,7 +115,7 @@ def answer(predictor, photo):
     height, width = photo_size(photo)
     if height * width > LARGEST:
         raise BadInput(
-            f"{photo}: {width}x{height} is more than {LARGEST // 10**6} megapixels: "
+            f"{shown(photo)}: {width}x{height} is more than {LARGEST // 10**6} megapixels: "
             "use predict.py"
         )
     return predictor.logits([predictor.read(photo)])[0]

@@ -200,14 +200,18 @@ def out_of_bounds(checkpoint):
     fraction = checkpoint.get("val_fraction", 0.5)
     if not (numbers([fraction], 1) and 0 <= fraction <= 1):
         return f"val_fraction: a number from 0 to 1 was expected, {short(fraction)} found"
-    known = isinstance(n, dict) and n.keys() == CLASSIC["normalization"].keys()
-    n = n if known else {"": None}
-    one = {name: v if isinstance(v, (list, tuple)) else [v] for name, v in n.items()}
-    channels = (1, checkpoint["model"]["in_channels"])  # a number for all of them, or one for each
-    fits = all(len(v) in channels and numbers(v, len(v)) for v in one.values())
-    if not fits or min(one["std"]) <= 0 or min(one["max_pixel_value"]) <= 0:
+    if not normalizes(n, checkpoint["model"]["in_channels"]):
         return f"normalization: mean, std and max_pixel_value were expected, {short(n)} found"
     return None
+
+
+def normalizes(found, channels):
+    """Whether this is a normalization: numbers for all channels together or for each."""
+    if not isinstance(found, dict) or found.keys() != CLASSIC["normalization"].keys():
+        return False
+    lists = {name: v if isinstance(v, (list, tuple)) else [v] for name, v in found.items()}
+    fits = all(len(v) in (1, channels) and numbers(v, len(v)) for v in lists.values())
+    return fits and min(*lists["std"], *lists["max_pixel_value"]) > 0
 
 
 def numbers(values, count, kind=(int, float)):

@@ -21,7 +21,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from augment import get_eval_transform, get_train_transform
 from distributed import rank, world_size
-from files import BadInput, find_pairs, for_all_pairs, read_mask, read_pair, read_photo, write_aside
+from files import (
+    BadInput,
+    check_header,
+    find_pairs,
+    for_all_pairs,
+    read_mask,
+    read_pair,
+    read_photo,
+    shown,
+    write_aside,
+)
 
 VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
 CACHE_FORMAT = 1  # raise it when what read_pair returns changes
@@ -67,7 +77,8 @@ def split_by_car(pairs, fraction=VAL_FRACTION):
     place = {car: stable_hash(car) / 2**64 for car in {car_id(pair.name) for pair in pairs}}
     if len(place) < 2:
         raise BadInput(
-            f"{pairs[0].photo}: the only car or photo there is, and validation needs another: "
+            f"{shown(pairs[0].photo)}: the only car or photo there is, and validation needs "
+            "another: "
             "add photos, or a folder of validation photos"
         )
     first, *_, last = sorted(place, key=place.get)
@@ -145,7 +156,8 @@ def check_free_space(path, size, remedy):
     free = shutil.disk_usage(there).free
     if free < size:
         raise BadInput(
-            f"{path}: needs {size / 2**30:.2f} GiB, and only {free / 2**30:.2f} are free: {remedy}"
+            f"{shown(path)}: needs {size / 2**30:.2f} GiB, and only {free / 2**30:.2f} are free: "
+            f"{remedy}"
         )
 
 
@@ -197,6 +209,7 @@ class CarvanaDataset(Dataset):
         if self.cache is not None:
             photo, mask = self.cache.read(pair)
         else:
+            check_header(pair)  # the files may have changed since the start
             photo, mask = read_pair(pair, self.size, self.channels)
         transform = self.transform or get_eval_transform(*mask.shape)
         if hasattr(transform, "set_random_state"):
@@ -256,9 +269,21 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
 
 
 def init_worker(_):
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a whole group of processes may be sent
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # SIGTERM too may be sent to all processes of a run: there is time for the last step.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
     cv2.setNumThreads(0)  # workers are what uses the other cores
+
+
+def end_workers(*loaders):
+    """End the processes of loaders that are not needed any more.
+
+    Where an exception keeps their queues alive, PyTorch would wait for them in vain when it exits.
+    """
+    for loader in loaders:
+        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public name for it
+        if iterator is not None:
+            iterator._shutdown_workers()
 
 
 def get_loaders(
@@ -340,6 +365,6 @@ def decode_all(pairs, size, channels, description):
         yield photo, mask
     if empty:
         raise BadInput(
-            f"{os.path.dirname(pairs[0].mask)}: no mask has a pixel of an object: save them anew, "
-            "0 for the background and 255 for the object"
+            f"{shown(os.path.dirname(pairs[0].mask))}: no mask has a pixel of an object: save them "
+            "anew, 0 for the background and 255 for the object"
         )

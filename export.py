@@ -103,7 +103,7 @@ def to_onnx(checkpoint, filename, fp16=False, probabilities=False):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BadInput(f"needs a package more: pip install {error.name}") from None
+        raise BadInput(f"export.py: needs a package more: pip install {error.name}") from None
     model = build_model(checkpoint, filename, torch.device("cpu"))
     model.to(memory_format=torch.contiguous_format)
     graph = PhotosToLogits(model, checkpoint["normalization"], fp16, probabilities).eval()
@@ -176,7 +176,9 @@ def compare(checkpoint, filename, onnx_file, photos):
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.output.suffix != ".onnx" or args.output.is_dir():
-        raise BadInput(f"{args.output}: name a file that ends in .onnx with --output")
+        raise BadInput(
+            f"{shown(args.output)}: no ONNX file: name one that ends in .onnx with --output"
+        )
     filename = args.checkpoint or default_checkpoint()
     checkpoint = load_checkpoint(filename)
     check_output(args.output.parent, "--output")

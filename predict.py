@@ -120,14 +120,16 @@ def check_names(photos, kinds, output):
         name = Path(photo).stem if kinds else Path(photo).name
         by_name.setdefault(name, []).append(photo)
         if len(os.fsencode(name)) > 255 - len("_probability.png"):
-            raise BadInput(f"{photo}: no name is left for its results: give it a shorter one")
+            raise BadInput(
+                f"{shown(photo)}: no name is left for its results: give it a shorter one"
+            )
     same = [", ".join(paths) for paths in by_name.values() if len(paths) > 1]
     if same:
         what = "photos of one name, which their results would have too: call for each folder apart"
         raise BadInput.listing(f"{what}, with an --output of its own", same)
     folders = {os.path.dirname(photo) or "." for photo in photos}
     if kinds and output.exists() and any(os.path.samefile(path, output) for path in folders):
-        raise BadInput(f"{output}: holds the photos: name another folder with --output")
+        raise BadInput(f"{shown(output)}: holds the photos: name another folder with --output")
 
 
 def find_tasks(photos, kinds, args, submission):

@@ -222,7 +222,9 @@ def read_flags(constants, argv):
     for name in {"step_size", "gamma"} & set(given):
         if given.setdefault("scheduler", "step") != "step":
             flag = "--" + name.replace("_", "-")
-            raise BadInput(f"{flag}: belongs to --scheduler step, not {given['scheduler']}")
+            raise BadInput(
+                f"{flag}: belongs to --scheduler step, not {given['scheduler']}: leave one out"
+            )
     for name in PATHS:
         if given.get(name):
             given[name] = os.path.abspath(given[name])

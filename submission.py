@@ -76,7 +76,9 @@ class Submission:
     def __init__(self, path, names, made_by, afresh=False):
         self.path, self.names = Path(path), names
         if self.path.suffix.lower() != ".csv" or self.path.is_dir():
-            raise BadInput(f"{path}: name a file that ends in .csv with --submission")
+            raise BadInput(
+                f"{shown(path)}: no CSV file: name one that ends in .csv with --submission"
+            )
         key = hashlib.sha256(made_by.encode()).hexdigest()[:16]
         self.rows_path = self.path.with_name(f".{self.path.name}.{key}.rows")
         self.begins = {}  # {photo's file name: where its row begins}
@@ -102,11 +104,13 @@ class Submission:
             with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 there = {row[0] for row in csv.reader(file) if row}
         except (OSError, csv.Error) as error:
-            raise BadInput(f"{self.path}: cannot be read ({error}): name another file") from None
+            raise BadInput(
+                f"{shown(self.path)}: cannot be read ({error}): name another file"
+            ) from None
         lacking = sum(name not in there for name in self.names)
         if lacking:
             raise BadInput(
-                f"{self.path}: is there already, without {lacking} of these photos: add "
+                f"{shown(self.path)}: is there already, without {lacking} of these photos: add "
                 "--overwrite, or name another file"
             )
 
@@ -117,7 +121,9 @@ class Submission:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.file.close()
-                raise BadInput(f"{self.path}: another process is making it: wait for it") from None
+                raise BadInput(
+                    f"{shown(self.path)}: another process is making it: wait for it"
+                ) from None
 
     def read_rows(self):
         """Find the rows of an earlier run, and cut off what a kill left unfinished."""

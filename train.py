@@ -24,7 +24,7 @@ from check_data import quick_findings
 from checkpoints import BEST_CHECKPOINT, CHECKPOINT, MAX_AREA, load_checkpoint
 from command_line import message_of, run_script
 from data import prepare
-from dataset import get_loaders, make_loader
+from dataset import end_workers, get_loaders, make_loader
 from distributed import (
     first_before_others,
     hide_progress,
@@ -128,7 +128,10 @@ def starting_settings(defaults, given):
         try:
             prepare.make_demo(folder)
         except OSError as error:
-            raise BadInput(f"{shown(folder)}: cannot be drawn ({error.strerror})") from None
+            raise BadInput(
+                f"{shown(folder)}: cannot be drawn ({error.strerror}): free some space, or name "
+                "photos of your own with --data-dir"
+            ) from None
     own = ", ".join(f"{name} {value}" for name, value in DEMO.items() if name not in FOLDERS)
     print(f"Training on the demo set in {shown(folder)} with its own settings: {own}")
     return {name: plain(value) for name, value in DEMO.items()}
@@ -244,6 +247,8 @@ def train(run, train_loader, val_loader, device, checkpoints, board=None):
         except (BadInput, KeyboardInterrupt, RuntimeError):
             checkpoints.save_unfinished()
             raise
+        finally:
+            end_workers(train_loader, val_loader)
 
 
 def validate(run, loader, device):

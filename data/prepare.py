@@ -63,7 +63,7 @@ def prepare_carvana(source, target=DATA):
     alone = [f"train/{n}.jpg" for n in photos.keys() - masks.keys()]
     alone += [f"train_masks/{n}_mask.gif" for n in masks.keys() - photos.keys()]
     if alone:
-        raise BadInput(listing(f"{source}: photos and masks that do not pair", alone))
+        raise BadInput(listing(f"{source}: photos and masks do not pair: download it again", alone))
 
     cars = {name.split("_")[0] for name in photos}
     if len(cars) < 2:
@@ -100,6 +100,8 @@ def prepare_carvana(source, target=DATA):
     if problems:
         raise BadInput(listing(f"{source}: files that are no pairs of the challenge", problems))
 
+    if hasattr(os, "sync"):  # the photos reach the disk before their folders' new names
+        os.sync()
     # Training photos last: a kill between these leaves nothing that train.py would start on.
     for folder in reversed(FOLDERS):
         os.replace(places[folder], target / folder)
@@ -183,7 +185,7 @@ def copy_pair(read_photo, read_mask, photo_path, mask_path):
             with Image.open(io.BytesIO(contents[-1]), formats=FORMATS) as image:
                 sizes.append(image.size)
                 if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height}")
+                    raise ValueError(f"{image.width}x{image.height} is too large")
                 image.draft(None, (1, 1))  # all of a JPEG is read, but little of it computed
                 image.load()
         except Exception as error:  # a decoder fed with a broken file raises whatever it likes

@@ -1,6 +1,7 @@
 """What the tests share: small photos and masks on disk, and a way to call a script."""
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -172,3 +173,14 @@ def carvana():
     if not folder or not os.path.isdir(folder):
         pytest.skip("CARVANA_DIR names no folder of real photos")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """What starts processes, as multiprocessing does, from one that has imported the project and
+    computed nothing: a hundred of them take minutes."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "predict", "conftest"])
+    yield context
+    del os.environ["PYTHONPATH"]

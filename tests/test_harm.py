@@ -1,0 +1,327 @@
+"""Harm done for real: kills at any moment, full disks, read-only folders, files that vanish.
+
+python -m pytest tests/test_harm.py                 a minute of it
+python -m pytest tests/test_harm.py -m torture -s   the long versions, which print their figures
+"""
+
+import csv
+import io
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, assert_same_run, start, write_pairs
+from PIL import Image
+from test_prepare import contents, zips  # noqa: F401  (a fixture)
+
+import command_line
+import train
+from checkpoints import load_checkpoint
+from run import COLUMNS, Run
+
+FLAGS = [*SMALL, "--batch-size", "2", "--lr", "1e-2", "--epochs", "3", "--save-every", "1"]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's limits and /proc")
+
+
+@pytest.fixture
+def fork(forkserver):
+    """Start train.py in a process of its own: fork(argv, log, limit) -> Process.
+
+    `limit`, in bytes, is the size of files that it may write.
+    """
+
+    def fork(argv, log, limit=resource.RLIM_INFINITY):
+        process = forkserver.Process(target=run_train, args=([*map(str, argv)], log, limit))
+        process.start()
+        return process
+
+    return fork
+
+
+def run_train(argv, log, limit):
+    sys.stdout = sys.stderr = io.StringIO()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        command_line.run_script(lambda: train.main(argv))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, [resource.RLIM_INFINITY] * 2)
+        log.write_text(sys.stdout.getvalue())
+
+
+def read_whole(folder):
+    """Read each file of a folder to its end, but for those a kill left aside; how many there are.
+
+    What is read of each is all that it should have.
+    """
+    count = 0
+    for path in folder.rglob("*"):
+        if path.is_dir() or path.name.endswith(".partial"):
+            continue
+        count += 1
+        kind = path.name.partition(".previous")[0].rpartition(".")[2].rstrip("0123456789")
+        if kind in ("tar",):
+            assert set(load_checkpoint(path)) >= {"optimizer", "part", "history"}
+        elif kind == "png":
+            with Image.open(path) as image:
+                image.load()
+        elif kind == "csv":
+            with open(path) as file:
+                rows = list(csv.DictReader(file))
+            assert rows and all(row[name] for row in rows for name in COLUMNS)
+        elif kind == "npy":
+            np.load(path, mmap_mode="r")
+        else:
+            raise AssertionError(f"{path}: nobody knows what this is")
+    return count
+
+
+def wait(process, rng, seconds, *folders):
+    """Until a random moment, or until a file is being written; then SIGKILL. Whether it was alive.
+
+    The second of the pair is whether it was in the middle of writing.
+    """
+    end = time.monotonic() + rng.uniform(0, seconds)
+    writing = rng.random() < 0.5  # else whatever it does then
+    partial = lambda: any(list(f.rglob("*.partial")) for f in folders)  # noqa: E731
+    while process.is_alive():
+        if partial() if writing else time.monotonic() > end:
+            break
+        time.sleep(0.0005)
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL, partial()
+
+
+def torment(fork, tmp_path, kills, flags=(), seed=0):
+    """Kill runs until so many kills are survived; figures of what happened, a Counter."""
+    rng, done = random.Random(seed), Counter()
+    data = tmp_path / "data"
+    write_pairs(data, cars=8, views=2, size=(240, 160))
+    argv = ["--data-dir", data, *FLAGS, *flags]
+    begin = time.monotonic()
+    whole = fork([*argv, "--output-dir", tmp_path / "whole"], tmp_path / "log")
+    whole.join()
+    assert whole.exitcode == 0, (tmp_path / "log").read_text()
+    seconds = time.monotonic() - begin
+
+    while done["kills"] < kills:
+        run = tmp_path / f"run{done['runs']}"
+        run.mkdir()
+        shutil.rmtree(data / ".cache", ignore_errors=True)
+        while True:
+            process = fork([*argv, "--output-dir", run, "--load-model"], tmp_path / "log")
+            killed, writing = wait(process, rng, seconds, run, data)
+            if not killed:
+                break
+            done["kills"] += 1
+            done["while a file was being written"] += writing
+            done["files read whole"] += read_whole(run) + read_whole(data / ".cache")
+            for partial in [*run.rglob("*.partial"), *data.rglob("*.partial")]:
+                partial.unlink()  # as remove_leftovers does once they are old
+        assert process.exitcode == 0, (tmp_path / "log").read_text()
+        assert_same_run(tmp_path / "whole", run)
+        done["runs"] += 1
+        done["files read whole"] += read_whole(run)
+    return done
+
+
+def test_runs_killed_at_any_moment_end_as_one_never_killed(fork, tmp_path):
+    done = torment(fork, tmp_path, 8, seed=1)
+    assert done["runs"] >= 1 and done["files read whole"] > 20
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    "flags", ["", "--no-cache", "--num-workers 2 --ema 0.9 --scheduler onecycle --accumulate 2"]
+)
+def test_many_runs_killed_at_any_moment_end_as_one_never_killed(fork, tmp_path, flags):
+    done = torment(fork, tmp_path, 100, flags.split(), seed=2)
+    print(f"\ntrain.py {flags}: {dict(done)}, files lost: 0")
+
+
+def torment_prepare(zips, tmp_path, kills):  # noqa: F811
+    """Kill prepare.py so many times; figures of what happened, a Counter."""
+    rng, done = random.Random(0), Counter()
+    command = [sys.executable, ROOT / "data/prepare.py", "carvana", zips, "--output-dir"]
+    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    while done["kills"] < kills:
+        data = tmp_path / f"data{done['times']}"
+        while True:
+            process = subprocess.Popen([*command, data], stderr=subprocess.PIPE)
+            time.sleep(rng.uniform(0, 0.5) ** rng.choice([1, 2]))
+            process.kill()
+            _, err = process.communicate()
+            for folder in ("train_images", "val_images"):  # where there are photos they are whole
+                found = contents(data / folder) if (data / folder).is_dir() else {}
+                assert found == (contents(tmp_path / "whole" / folder) if found else {})
+                done["files read whole"] += len(found)
+            if process.returncode != -signal.SIGKILL:
+                break
+            done["kills"] += 1
+        assert process.returncode == 0 or b"exists already" in err, err
+        assert contents(data) == contents(tmp_path / "whole")
+        done["times"] += 1
+    return done
+
+
+def test_prepare_killed_at_any_moment_ends_with_the_same_files(zips, tmp_path):  # noqa: F811
+    assert torment_prepare(zips, tmp_path, 8)["times"] >= 1
+
+
+@pytest.mark.torture
+def test_prepare_killed_many_times_ends_with_the_same_files(zips, tmp_path):  # noqa: F811
+    print(f"\nprepare.py: {dict(torment_prepare(zips, tmp_path, 100))}, files lost: 0")
+
+
+# Disks and folders
+
+
+def test_a_disk_that_is_full_anywhere_costs_no_more_than_a_restart(fork, tmp_path):
+    write_pairs(tmp_path / "data", cars=3)
+    argv = ["--data-dir", tmp_path / "data", *FLAGS, "--output-dir"]
+    whole = fork([*argv, tmp_path / "whole"], tmp_path / "log")
+    whole.join()
+    shutil.rmtree(tmp_path / "data" / ".cache")
+    cache = 6 * 32 * 48 * 4 + 128
+    for limit, refused, epochs in (
+        (8192, ".npy", 3),
+        (cache, ".tar", 3),
+        (None, None, 1),  # and then on with a run
+        (100, ".csv", 3),
+        (2048, ".png", 3),
+    ):
+        limits = [limit] if limit else []
+        again = [*argv, tmp_path / "run", "--epochs", epochs, "--load-model"]
+        process = fork(again, tmp_path / "log", *limits)
+        process.join()
+        text = (tmp_path / "log").read_text()
+        assert process.exitcode == (2 if limit else 0) and "Traceback" not in text, text
+        if limit:
+            error = text[text.index("error: ") :]
+            name, reason = error.removeprefix("error: ").split(": cannot be written (")
+            assert len(error.splitlines()) == 1 and "free some space" in reason, error
+            assert Path(name).suffix == refused
+        read_whole(tmp_path / "data" / ".cache")
+        read_whole(tmp_path / "run")
+        assert not list(tmp_path.rglob("*.partial"))
+    process = fork([*argv, tmp_path / "run", "--load-model"], tmp_path / "log")
+    process.join()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("flag", ["--output-dir", "--cache-dir"])
+def test_a_folder_that_cannot_be_written_is_named(data, call, tmp_path, flag):
+    place = Path("/proc/harm")  # where root may not write either
+    folders = {"--output-dir": tmp_path / "run"} | {flag: place}
+    flags = [part for pair in folders.items() for part in pair]
+    code, _, err = call(train.main, "--data-dir", data, *flags, *SMALL)
+    assert code == 2 and "/proc/harm" in err and len(err.strip().splitlines()) == 1, err
+    assert flag in err and not (tmp_path / "run").exists()
+
+
+# Photos
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("harm", ["removed", "cut off", "replaced by a text", "made smaller"])
+def test_a_photo_harmed_between_epochs_is_named_and_the_run_goes_on_once_it_is_back(
+    fit, data, tmp_path, monkeypatch, harm, workers
+):
+    flags = ["--epochs", 2, "--no-cache", "--num-workers", workers]
+    assert fit("whole", *flags)[0] == 0
+    photo = sorted((data / "train_images").iterdir())[0]
+    content = photo.read_bytes()
+    end_epoch = Run.end_epoch
+
+    def end_and_harm(run, row):
+        end_epoch(run, row)
+        if harm == "removed":
+            photo.unlink()
+        elif harm == "made smaller":
+            Image.open(photo).resize((36, 24)).save(photo)
+        else:
+            photo.write_bytes(content[:-300] if harm == "cut off" else b"text")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "end_epoch", end_and_harm)
+        code, _, err = fit("run", *flags)
+    assert code == 2 and len(err.strip().splitlines()) == 1, err
+    assert f"{photo}: " in err and "holds the run up to" in err and "to go on: " in err
+    photo.write_bytes(content)
+    assert fit("run", *flags, "--load-model")[0] == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_photo_harmed_after_it_is_cached_does_no_harm(fit, data, tmp_path, monkeypatch):
+    fit("whole", "--epochs", 2)
+    end_epoch = Run.end_epoch
+
+    def end_and_remove(run, row):
+        end_epoch(run, row)
+        shutil.rmtree(data / "train_images", ignore_errors=True)
+
+    monkeypatch.setattr(Run, "end_epoch", end_and_remove)
+    assert fit("run", "--epochs", 2)[0] == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# Long runs
+
+
+def figures_of(process):
+    """What a process and its children hold now: {what: how much}."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        pids = [process.pid, *children.read().split()]
+    found = Counter()
+    for pid in pids:
+        found["file descriptors"] += len(os.listdir(f"/proc/{pid}/fd"))
+        found["threads"] += len(os.listdir(f"/proc/{pid}/task"))
+        with open(f"/proc/{pid}/statm") as statm:
+            found["resident MiB"] += int(statm.read().split()[1]) * resource.getpagesize() / 2**20
+    found["shared MiB"] = shutil.disk_usage("/dev/shm").used / 2**20
+    return found
+
+
+def figures_over(epochs, photos, folder):
+    """Train with workers under `ulimit -n 256`; a list of figures_of, one an epoch."""
+    write_pairs(folder / "data", cars=photos // 2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        flags = ["--epochs", epochs, "--num-workers", 2, "--batch-size", 16]
+        process = start(folder / "data", folder / "run", *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with process:
+        figures = [figures_of(process) for line in process.stdout if line.startswith("epoch ")]
+        assert process.wait() == 0, process.stderr.read()
+    return figures
+
+
+def test_descriptors_threads_and_shared_memory_stay_the_same(tmp_path):
+    figures = figures_over(8, 10, tmp_path)
+    for name in ("file descriptors", "threads"):
+        held = [one[name] for one in figures[2:-1]]
+        assert max(held) - min(held) <= 2, (name, figures)
+    assert max(one["file descriptors"] for one in figures) < 256
+
+
+@pytest.mark.torture
+def test_a_long_run_holds_no_more_at_its_end(tmp_path):
+    figures = figures_over(20, 2000, tmp_path)[1:-1]  # the last may be ending already
+    print()
+    for name in figures[0]:
+        values = np.array([one[name] for one in figures])
+        slope = np.polyfit(np.arange(len(values)), values, 1)[0]
+        print(f"{name}: {values.min():.0f} to {values.max():.0f}, {slope:+.3f} an epoch")
+        assert abs(slope) * len(values) < 0.05 * values.max() + 0.5, (name, values)
