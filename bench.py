@@ -10,6 +10,7 @@ take turns; the table shows medians, bench.json beside this file the same and al
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import platform
@@ -95,6 +96,21 @@ way = work = None
 threads = torch.get_num_threads()
 
 
+class OneBatch:
+    """A loader that gives one batch so many times."""
+
+    def __init__(self, batch, times):
+        self.batch, self.times, self.batch_size = batch, times, len(batch[0])
+        self.dataset = range(times * self.batch_size)
+        self.sampler = EpochSampler(len(self.dataset), seed=0)
+
+    def __len__(self):
+        return self.times
+
+    def __iter__(self):
+        return itertools.repeat(self.batch, self.times)
+
+
 def start(kind, *args):
     global way
     multiprocessing.set_start_method(None, force=True)  # for workers, as in a process of its own
@@ -115,7 +131,7 @@ def get_ready(measure, count, workers):
     if measure == "step":
         size = way.settings.batch_size
         batch = [part.to(way.device) for part in next(iter(way.loader(size, 0, transform)))]
-        loader = [batch] * (count // size)
+        loader = OneBatch(batch, count // size)
     else:
         loader = way.loader(count, 0 if one_core else workers, transform)
     method = {"step": way.train, "train": way.train, "evaluate": way.evaluate}.get(measure, exhaust)

@@ -14,7 +14,7 @@ import zipfile
 import torch
 
 from augment import MAX_PIXEL_VALUE, MEAN, STD
-from files import BadInput, printable, shown, write_aside
+from files import BadInput, nearby, printable, shown, write_aside
 from model import UNet
 
 CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
@@ -59,7 +59,7 @@ def save_weights(checkpoint_file, filename):
 
 def find_checkpoint(*candidates):
     """The first of these paths that exists, else the last."""
-    return shown(next((path for path in candidates if path.exists()), candidates[-1]))
+    return nearby(next((path for path in candidates if path.exists()), candidates[-1]))
 
 
 def load_checkpoint(filename=CHECKPOINT, model=None):

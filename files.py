@@ -87,9 +87,14 @@ def check_output(output, flag="--output-dir"):
         raise BadInput(f"{shown(output)}: cannot be written: name another {flag}")
 
 
+def nearby(path):
+    """A path as short as it can be typed from here."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
 def shown(path):
-    """A path as short as it can be typed from here, and on one line."""
-    return printable(min(str(path), os.path.relpath(path), key=len))
+    """A path for a message: as short as it can be typed from here, and on one line."""
+    return printable(nearby(path))
 
 
 def printable(text):

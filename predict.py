@@ -306,7 +306,7 @@ def main(argv=None):
         tasks = find_tasks(photos, kinds, args, submission)
         count = sum(bool(task.pictures or task.row) for task in tasks)
         size = f"{predictor.size[0]}x{predictor.size[1]}"
-        print(f"{predictor.filename}: {count} photos at {size} on {device}", flush=True)
+        print(f"{shown(predictor.filename)}: {count} photos at {size} on {device}", flush=True)
         if count < len(tasks):
             print(f"{len(tasks) - count} are done already (--overwrite makes them again)")
 

@@ -215,7 +215,7 @@ class Run:
                     torch.cuda.set_rng_state(state, device)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise BadInput(
-                f"{filename}: its optimizer or history cannot be gone on with "
+                f"{shown(filename)}: its optimizer or history cannot be gone on with "
                 f"({type(error).__name__}: {error}): leave --load-model out to start afresh"
             ) from None
 

@@ -31,7 +31,7 @@ from dataset import (
     make_loader,
     split_by_car,
 )
-from files import BadInput, find_pairs, printable, read_mask, write_aside
+from files import BadInput, find_pairs, printable, read_mask, shown, write_aside
 from losses import LOSSES
 from plots import save_histogram
 from settings import FOLDERS
@@ -97,7 +97,7 @@ def find_test_pairs(args, checkpoint, filename):
         )
     except (KeyError, TypeError, ValueError):
         raise BadInput(
-            f"{filename}: does not say which photos it was trained on: name --image-dir and "
+            f"{shown(filename)}: does not say which photos it was trained on: name --image-dir and "
             "--mask-dir"
         ) from None
     if val is not None and (os.path.isdir(val) or "settings" in checkpoint):
@@ -178,7 +178,7 @@ def main(argv=None):
     first_pass(pairs, size, channels, cache=False)
     transform = get_eval_transform(*size, **checkpoint["normalization"])
     dataset = CarvanaDataset(None, None, transform, size=size, channels=channels, pairs=pairs)
-    print(f"{filename}: {len(pairs)} photos at {size[0]}x{size[1]} on {device}")
+    print(f"{shown(filename)}: {len(pairs)} photos at {size[0]}x{size[1]} on {device}")
 
     if args.full_size:  # masks of different sizes make no batch
         loader = make_loader(FullSizeMasks(dataset), batch_size=1)

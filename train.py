@@ -36,7 +36,7 @@ from distributed import (
     without_repeats,
     world_size,
 )
-from files import BadInput, check_output, cpu_count, shown
+from files import BadInput, check_output, cpu_count, nearby, printable, shown
 from losses import LOSSES
 from plots import Board
 from run import Checkpoints, Run, move_aside
@@ -309,9 +309,11 @@ def train_as_told(argv, defaults, given, device):
         start = {} if known else starting_settings(defaults, given)
     weights, pretrained = given.get("pretrained", defaults["pretrained"]), None
     if weights and checkpoint is None:
-        weights = shown(ROOT / weights)
+        weights = nearby(ROOT / weights)
         pretrained = load_checkpoint(weights)
-        print(f"Starting from the weights in {weights}, with their network and size of photos")
+        print(
+            f"Starting from the weights in {shown(weights)}, with their network and size of photos"
+        )
     elif given.pop("pretrained", None):
         print(f"--pretrained: not needed, since the run goes on from {shown(latest)}")
     settings = choose_settings(defaults, start, given, checkpoint, pretrained, latest)
@@ -322,14 +324,14 @@ def train_as_told(argv, defaults, given, device):
     if pretrained is not None:
         run.start_from(pretrained, weights)
     if checkpoint is not None:
-        run.restore(checkpoint, shown(latest))
+        run.restore(checkpoint, latest)
         if run.history and rank() == 0:  # a kill may have come between the checkpoint and these
             run.save_history(output)
         if run.epoch >= settings.num_epochs:
             print(
                 f"{shown(latest)} has been trained for {run.epoch} epochs on "
-                f"{settings.train_img_dir}, and --epochs is {settings.num_epochs}: nothing is "
-                f"left to do; --load-model --epochs {2 * run.epoch} would go on"
+                f"{printable(settings.train_img_dir)}, and --epochs is {settings.num_epochs}: "
+                f"nothing is left to do; --load-model --epochs {2 * run.epoch} would go on"
             )
             return 0
     board = None
@@ -366,7 +368,7 @@ def go_on(argv, checkpoints):
     """The command that goes on with a run that was stopped."""
     again = [flag for flag in argv if flag != "--load-model"]
     again += ["--load-model"] if checkpoints.saved else []
-    return f"to go on: {shlex.join(['python', shown(ROOT / 'train.py'), *again])}"
+    return f"to go on: {shlex.join(['python', nearby(ROOT / 'train.py'), *again])}"
 
 
 def move_others_aside(run, checkpoint, output):
@@ -391,7 +393,7 @@ def print_summary(run, output, seconds):
     pictures = output / "saved_images"
     evaluate = f"python {shown(ROOT / 'test.py')}"
     if output.resolve() != ROOT:
-        evaluate += f" --output-dir {shlex.quote(shown(output))}"
+        evaluate += f" --output-dir {shlex.quote(nearby(output))}"
     minutes, seconds = divmod(round(seconds), 60)
     print(
         f"Done in {minutes} min {seconds} s: best Dice {run.best['dice']:.5f} after epoch "
@@ -433,7 +435,7 @@ def load_data(settings, device):
     """The two loaders that the settings describe."""
     folders = [getattr(settings, name) for name in FOLDERS]
     return get_loaders(
-        *(folder and shown(ROOT / folder) for folder in folders),
+        *(folder and nearby(ROOT / folder) for folder in folders),
         settings.batch_size,
         num_workers=pick_workers(settings, device),
         pin_memory=settings.pin_memory,
@@ -454,7 +456,7 @@ def print_settings(run, train_loader, val_loader, device):
     print(
         f"Photos: {len(train_loader.dataset)} for training, {len(val_loader.dataset)} for "
         f"validation, at {settings.image_height}x{settings.image_width}, from "
-        f"{settings.train_img_dir}\n"
+        f"{printable(settings.train_img_dir)}\n"
         f"Network: features {' '.join(map(str, settings.features))}, {parameters:,} parameters, "
         f"on {device} in {precision}\n"
         f"Epochs {run.epoch + 1} to {settings.num_epochs}, batches of {settings.batch_size}, "

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, rows, write_pairs
+from conftest import ROOT, SMALL, assert_same_run, rows, write_pairs
 
 import train
 from checkpoints import load_checkpoint
@@ -93,6 +93,41 @@ def test_files_are_written_once_and_a_resumed_run_is_one_never_stopped(photos, t
     for key in states[0]:
         assert not key.startswith("module.") and torch.equal(states[0][key], states[1][key]), key
     assert len(rows(tmp_path / "parts")) == 3
+
+
+# train.py, whose second process gets a SIGTERM after three steps.
+STOPPED = """
+import os
+import signal
+
+import command_line
+import train
+from run import Run
+
+step, steps = Run.step, []
+
+def step_and_stop(run, epochs):
+    step(run, epochs)
+    steps.append(epochs)
+    if len(steps) == 3 and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+
+Run.step = step_and_stop
+command_line.run_script(train.main)
+"""
+
+
+def test_two_processes_stopped_inside_an_epoch_go_on_as_if_they_had_not(photos, tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    flags = ["--data-dir", photos, *SMALL, "--lr", "1e-2", "--epochs", 2, "--batch-size", 1]
+    flags += ["--ema", 0.5, "--accumulate", 2, "--load-model", "--output-dir"]
+    whole = torchrun("train.py", *flags, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    stopped = torchrun(tmp_path / "stopped.py", *flags, tmp_path / "parts")
+    assert stopped.returncode != 0 and "up to step 6 of epoch 1" in stopped.stderr, stopped.stderr
+    parts = torchrun("train.py", *flags, tmp_path / "parts")
+    assert parts.returncode == 0, parts.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_bad_photos_end_the_run_with_its_own_message(photos, tmp_path):

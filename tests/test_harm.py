@@ -19,11 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, assert_same_run, start, write_pairs
+from conftest import ROOT, SMALL, assert_same_run, draw_pair, start, write_pairs
 from PIL import Image
 from test_prepare import contents, zips  # noqa: F401  (a fixture)
 
+import check_data
 import command_line
+import predict
+import test as evaluation
 import train
 from checkpoints import load_checkpoint
 from run import COLUMNS, Run
@@ -325,3 +328,60 @@ def test_a_long_run_holds_no_more_at_its_end(tmp_path):
         slope = np.polyfit(np.arange(len(values)), values, 1)[0]
         print(f"{name}: {values.min():.0f} to {values.max():.0f}, {slope:+.3f} an epoch")
         assert abs(slope) * len(values) < 0.05 * values.max() + 0.5, (name, values)
+
+
+# Names
+
+NAMES = [
+    "with spaces",
+    "new\nline",
+    "quo'te\"s",
+    "äöü 照片 🚗",
+    "-dash",
+    "--epochs",
+    "red \x1b[31m",
+    os.fsdecode(b"broken \xff"),
+    "100% {0} [a]*?",
+]
+
+
+def test_any_name_that_the_system_allows_is_taken(call, network, tmp_path, monkeypatch):
+    data, rng = tmp_path / "my \n photos", np.random.default_rng(0)
+    images, masks = data / "train_images", data / "train_masks"
+    images.mkdir(parents=True), masks.mkdir()
+    for name in NAMES:
+        photo, mask = draw_pair(rng, (72, 48))
+        photo.save(images / f"{name}.jpg"), mask.save(masks / f"{name}_mask.gif")
+
+    def run(main, *flags, codes=(0,)):
+        code, out, err = call(main, *flags)
+        assert code in codes, err
+        for text in (out, err):
+            assert text.encode(errors="strict") is not None and "\x1b" not in text
+            assert "new\nline" not in text and "my \n photos" not in text
+        return out, err
+
+    folder = tmp_path / "run"
+    run(train.main, "--data-dir", data, "--output-dir", folder, *SMALL, "--epochs", 1)
+    flags = ["--image-dir", images, "--mask-dir", masks, "--csv", tmp_path / "scores.csv"]
+    out, _ = run(evaluation.main, "--output-dir", folder, "--device", "cpu", *flags)
+    assert "new\\nline" in out and "照片" in out
+    with open(tmp_path / "scores.csv", newline="", errors="surrogateescape") as file:
+        assert {row["photo"] for row in csv.DictReader(file)} == set(NAMES)
+
+    flags = ["--checkpoint", network, "--device", "cpu", "--submission", tmp_path / "s.csv"]
+    run(predict.main, images, *flags, "--output", tmp_path / "masks", "--cutout")
+    assert len(list((tmp_path / "masks").iterdir())) == 2 * len(NAMES)
+    with open(tmp_path / "s.csv", newline="", errors="surrogateescape") as file:
+        assert {row["img"] for row in csv.DictReader(file)} == {f"{name}.jpg" for name in NAMES}
+    monkeypatch.chdir(images)
+    run(predict.main, *flags[:4], "--output", tmp_path / "dash", "--", "-dash.jpg", "--epochs.jpg")
+    assert len(list((tmp_path / "dash").iterdir())) == 2
+
+    sheet = ["--sheet", tmp_path / "sheet.png"]
+    out, _ = run(check_data.main, images, masks, *sheet, codes=(0, 1))
+    (images / "new\nline.jpg").write_bytes(b"text")
+    out, _ = run(check_data.main, images, masks, *sheet, codes=(2,))
+    assert "new\\nline.jpg" in out
+    _, err = run(train.main, "--data-dir", data, "--output-dir", folder, *SMALL, codes=(2,))
+    assert "new\\nline.jpg: cannot be read" in err

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import bench  # noqa: E402
+import check_data  # noqa: E402
 import export  # noqa: E402
 import predict  # noqa: E402
 import test as evaluation  # noqa: E402
@@ -22,6 +23,7 @@ from settings import get_args_parser  # noqa: E402
 
 PARSERS = {
     "train.py": get_args_parser(vars(train)),
+    "check_data.py": check_data.get_args_parser(),
     "test.py": evaluation.get_args_parser(),
     "predict.py": predict.get_args_parser(),
     "export.py": export.get_args_parser(),
