@@ -40,6 +40,8 @@ def save_checkpoint(state, filename=CHECKPOINT):
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how torch reports that the file took no more
+            if "DataLoader" in str(error):  # a data worker that died at this moment
+                raise
             raise OSError(f"{error}".splitlines()[0]) from error
 
 
@@ -86,6 +88,8 @@ def load_checkpoint(filename=CHECKPOINT, model=None):
         raise BadInput(
             f"{shown(filename)}: cannot be read ({error.strerror}): name a file"
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:  # a broken file makes torch raise whatever it likes
         problem = "no checkpoint, or cut off: use another copy"
         if isinstance(error, BadInput):
@@ -146,6 +150,8 @@ def unlike_a_unet(checkpoint):
         found = f"{len(arguments['features'])} and {max(arguments['features'])}"
         return f"up to {MAX_LEVELS} levels and {MAX_CHANNELS} channels were expected, {found} found"
 
+    if any(tensor_size(tensor) > stored_size(tensor) for tensor in tensors_of(checkpoint)):
+        return "a tensor declares more than the file holds"
     with torch.device("meta"):
         expected = UNet(**arguments).state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
@@ -171,6 +177,28 @@ def model_arguments(weights):
     return {"in_channels": ends[0], "out_channels": ends[1], "features": features}
 
 
+def tensors_of(checkpoint):
+    """All tensors in dicts and lists; each of these once, however often it is repeated."""
+    rest, seen = [checkpoint], set()
+    while rest:
+        item = rest.pop()
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            rest += item.values() if isinstance(item, dict) else item
+
+
+def tensor_size(tensor):
+    """Bytes that a tensor takes once it is copied."""
+    return tensor.numel() * tensor.element_size()
+
+
+def stored_size(tensor):
+    """Bytes that a tensor takes in a file; of a sparse one and the like, none."""
+    return tensor.untyped_storage().nbytes() if tensor.layout == torch.strided else 0
+
+
 def wrong_tensor(found, expected):
     """What is wrong with one of the weights, or None."""
     if not isinstance(found, torch.Tensor):
@@ -180,8 +208,6 @@ def wrong_tensor(found, expected):
     plain = found.layout == torch.strided and found.device.type == "cpu" and not found.is_quantized
     if not plain or found.is_floating_point() != expected.is_floating_point():
         return f"{expected.dtype} was expected, {found.dtype} ({found.layout}) found"
-    if found.numel() * found.element_size() > found.untyped_storage().nbytes():
-        return "it declares more than the file holds"
     if not found.float().isfinite().all():
         return "numbers were expected, nan or inf found"
     return None

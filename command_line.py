@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from files import BadInput
+from files import BadInput, shown
 from stopping import exit_code, sigterm_raises
 
 
@@ -92,20 +92,24 @@ def message_of(problem):
         )
     if "DataLoader worker" in text:
         return "a process that loads data was killed, as when memory is short: try --num-workers 0"
+    if isinstance(problem, OSError) and problem.filename:
+        return f"{shown(problem.filename)}: {problem.strerror}: check that it is there, and allowed"
     raise problem
 
 
 def run_script(main):
     """Call a script's main() and exit: 0 done, 2 bad input, with one line and no traceback."""
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may hold what is no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with sigterm_raises():
             sys.exit(main())
-    except (BadInput, MemoryError, RuntimeError) as problem:
-        print(f"error: {message_of(problem)}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # python test.py | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (BadInput, MemoryError, OSError, RuntimeError) as problem:
+        print(f"error: {message_of(problem)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         sys.exit(exit_code(stop))

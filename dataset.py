@@ -270,8 +270,8 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
 
 def init_worker(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # SIGTERM too may be sent to all processes of a run: there is time for the last step.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+    # SIGTERM too may be sent to all processes of a run: there is time for its last step.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
     cv2.setNumThreads(0)  # workers are what uses the other cores
 
 
@@ -284,6 +284,8 @@ def end_workers(*loaders):
         iterator = getattr(loader, "_iterator", None)  # PyTorch has no public name for it
         if iterator is not None:
             iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()
 
 
 def get_loaders(

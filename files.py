@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import time
+import unicodedata
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -23,8 +24,11 @@ from distributed import hide_progress
 
 MAX_PIXELS = 250_000_000  # of one photo; about 750 MB once decoded
 Image.MAX_IMAGE_PIXELS = None  # open_image holds photos to our bound instead, with our own message
-Image.init()  # which fills Image.OPEN; but not these: Pillow runs Ghostscript on EPS, and others
-FORMATS = tuple(sorted(set(Image.OPEN) - {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5"}))
+Image.init()  # fills Image.OPEN
+# Pillow runs Ghostscript on EPS, has others read by other programs, and decodes the last four
+# before it says how large they are.
+NOT_READ = {"EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5", "CUR", "FITS", "ICNS", "ICO"}
+FORMATS = tuple(sorted(set(Image.OPEN) - NOT_READ))
 
 LEFTOVER_SECONDS = 300  # a half-written file untouched for so long is a killed process's
 
@@ -47,10 +51,7 @@ def write_aside(path, remedy="free some space or choose another folder"):
     that was there before, whole. Raises BadInput where the disk is full or the folder read-only.
     """
     path = Path(path)
-    name = path.name
-    if len(os.fsencode(name)) > 200:  # systems allow 255
-        name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
-    aside = path.with_name(f".{name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{fitting(path.name)}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -65,6 +66,13 @@ def write_aside(path, remedy="free some space or choose another folder"):
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def fitting(name):
+    """A file's name that has room for a few letters more: itself, or its hash."""
+    if len(os.fsencode(name)) <= 200:  # systems allow 255
+        return name
+    return hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
 
 
 @functools.cache  # once a process and folder: there may be thousands of files to look through
@@ -100,7 +108,11 @@ def shown(path):
 def printable(text):
     """Text with its line breaks, escapes and broken letters written out: names hold anything."""
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        (
+            letter.encode("unicode_escape").decode()
+            if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+            else letter
+        )
         for letter in str(text)
     )
 

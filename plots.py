@@ -24,7 +24,7 @@ def save_metrics(history, path):
 def save_curves(history, best, path):
     """training_curves.png: the losses, the scores and the learning rate over the epochs.
 
-    `best` is one of the history's rows.
+    `best` is one of the history's rows, or None, as before the first epoch on other photos ends.
     """
     epochs = [row["epoch"] for row in history]
     figure = matplotlib.figure.Figure(figsize=(14, 4), layout="constrained")
@@ -39,8 +39,9 @@ def save_curves(history, best, path):
         axes.grid(alpha=0.3)
         axes.legend()
     plots[0].set_title("loss")
-    plots[1].plot(best["epoch"], best["dice"], "o", color="black", mfc="none", ms=9)
-    plots[1].set_title(f"validation: best Dice {best['dice']:.5f} after epoch {best['epoch']}")
+    if best:
+        plots[1].plot(best["epoch"], best["dice"], "o", color="black", mfc="none", ms=9)
+        plots[1].set_title(f"validation: best Dice {best['dice']:.5f} after epoch {best['epoch']}")
     plots[2].set_title("learning rate at the epoch's end")
     save_figure(figure, path)
 

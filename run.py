@@ -8,21 +8,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from checkpoints import CHECKPOINT, CLASSIC, load_weights, save_checkpoint
+from checkpoints import CHECKPOINT, CLASSIC, load_weights, numbers, save_checkpoint, short
 from dataset import VAL_FRACTION
 from distributed import gather, rank, world_size
-from files import BadInput, shown
+from files import BadInput, printable, shown
 from model import UNet
 from plots import save_curves, save_metrics
+from settings import NOT_SAVED
 from utils import amp_dtype, memory_format, set_up
 
-NOT_SAVED = (
-    "load_model",
-    "output_dir",
-    "device",
-    "tensorboard",
-)  # settings of one call, not of the run
-
+# What Python and torch raise for a checkpoint that is not what it should be.
+UNUSABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 COLUMNS = (  # of metrics.csv, at least
     "epoch",
     "train_loss",
@@ -199,7 +195,10 @@ class Run:
             if self.settings.threshold == "auto":
                 self.threshold = checkpoint["threshold"]
             if checkpoint.get("settings", {}).get("optimizer", "adam") == self.settings.optimizer:
-                self.optimizer.load_state_dict(checkpoint["optimizer"])
+                own, state = self.optimizer.state_dict(), checkpoint["optimizer"]
+                self.optimizer.load_state_dict(own | {"state": state["state"]})
+                for group in self.optimizer.param_groups:
+                    group["lr"] = float(state["param_groups"][0]["lr"])
             if checkpoint.get("scaler"):  # empty from a run that needed none
                 self.scaler.load_state_dict(checkpoint["scaler"])
             for parameter, state in self.optimizer.state.items():
@@ -208,15 +207,18 @@ class Run:
                         raise ValueError(f"{name} is {list(tensor.shape)}")
             self.history = check_history(checkpoint.get("history", []))
             self.part = check_part(checkpoint.get("part"))
-            self.best_since = int(checkpoint.get("best_since", 1))
+            self.best_since = checkpoint.get("best_since", 1)
+            if self.best_since not in range(1, self.epoch + 2):
+                raise ValueError(f"best_since is {short(self.best_since)}")
             if "rng" in checkpoint:
                 torch.set_rng_state(checkpoint["rng"])
                 for device, state in enumerate(checkpoint["cuda_rng"][: torch.cuda.device_count()]):
                     torch.cuda.set_rng_state(state, device)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except UNUSABLE as error:
+            reason = printable(" ".join(str(error).split())[:300])
             raise BadInput(
                 f"{shown(filename)}: its optimizer or history cannot be gone on with "
-                f"({type(error).__name__}: {error}): leave --load-model out to start afresh"
+                f"({type(error).__name__}: {reason}): leave --load-model out to start afresh"
             ) from None
 
     def save_history(self, output):
@@ -238,15 +240,15 @@ class Checkpoints:
     def __init__(self, run, output, defaults):
         self.run, self.output, self.defaults = run, output, defaults
         self.saved = run.place  # how far the run was at the last save
-        self.steps, self.time, self.took = 0, time.perf_counter(), 0.0  # since then; its seconds
+        self.step = run.part["step"] if run.part else 0  # in its epoch, and the time, then
+        self.time, self.took = time.perf_counter(), 0.0  # seconds that it took
 
     def due(self, last):
         """Whether to save after this step: each --save-every steps, and after an epoch's last, but
         not so often that a twentieth of the time would go into it."""
-        every = self.run.settings.save_every
-        self.steps += 1
-        wanted = every and (last or self.steps >= every)
-        return bool(wanted) and time.perf_counter() - self.time > SAVING_TIME * self.took
+        every, steps = self.run.settings.save_every, self.run.part["step"] - self.step
+        wanted = every > 0 and (last or steps >= every)
+        return wanted and time.perf_counter() - self.time > SAVING_TIME * self.took
 
     def save(self, *names):
         """Write the run as it is. Raises FloatingPointError if that cannot be gone on with."""
@@ -258,7 +260,8 @@ class Checkpoints:
         for name in names:
             save_checkpoint(state, self.output / name)
         self.saved = self.run.place
-        self.steps, self.time = 0, time.perf_counter()
+        self.step = self.run.part["step"] if self.run.part else 0
+        self.time = time.perf_counter()
         self.took = (self.time - start) / len(names)
 
     def save_unfinished(self):
@@ -276,9 +279,9 @@ class Checkpoints:
 def check_history(history):
     """The history, as it is. Raises an exception where its rows are not what the curves need."""
     for number, row in enumerate(history, start=1):
-        wrong = [name for name in COLUMNS if not isinstance(row[name], (int, float))]
-        if wrong or row["epoch"] != number:
-            raise ValueError(f"row {number} of the history: {wrong or row['epoch']}")
+        fits = row.keys() == history[0].keys() >= set(COLUMNS)
+        if not fits or row["epoch"] != number or not numbers(list(row.values()), len(row)):
+            raise ValueError(f"row {number} of the history is {short(row)}")
     return list(history)
 
 
@@ -287,9 +290,12 @@ def check_part(part):
     if part is None:
         return None
     step, seen, (_, photos), sums = (part[name] for name in ("step", "seen", "order", "loss_sum"))
-    if not (0 < step <= seen <= photos and sums.dim() == 1 and sums.isfinite().all()):
-        raise ValueError(f"step {step}, photo {seen} of {photos}")
-    return part | {"seconds": float(part["seconds"])}
+    whole = numbers([step, seen, photos], 3, int) and 0 < step <= seen <= photos
+    if not whole or not numbers([part["seconds"]], 1) or part["seconds"] <= 0:
+        raise ValueError(f"its epoch under way is {short(part)}")
+    if sums.dim() != 1 or not sums.isfinite().all():
+        raise ValueError(f"its loss is {short(sums)}")
+    return part
 
 
 def moving_average(decay):

@@ -25,6 +25,14 @@ OPTIONAL = (  # constants that may be None
     "TENSORBOARD",
 )
 PATHS = (*FOLDERS, "data_dir", "output_dir", "cache_dir", "pretrained", "tensorboard")
+NOT_SAVED = (  # settings of one call, not of the run
+    "load_model",
+    "output_dir",
+    "cache_dir",
+    "device",
+    "pretrained",
+    "tensorboard",
+)
 ROOT = Path(__file__).resolve().parent
 EMA = 0.998  # what --ema means without a number
 
@@ -268,16 +276,23 @@ def choose_settings(defaults, start, given, checkpoint, pretrained=None, filenam
     check_network(changes, saved, "--load-model")
     for name, value in changes.items():
         if value is not None and value != saved.get(name, value):
-            print(f"{name}: {value}, as given, instead of the checkpoint's {saved[name]}")
+            both = f"{value}, as given, instead of the checkpoint's {saved[name]}"
+            print(f"{name}: {printable(both)}")
     return argparse.Namespace(**defaults | saved | changes)
 
 
 def saved_settings(checkpoint, defaults, filename):
     """The settings that a checkpoint holds; {} of a classic one. Raises BadInput."""
     try:
-        settings = {k: v for k, v in checkpoint.get("settings", {}).items() if k in defaults}
+        known = defaults.keys() - set(NOT_SAVED)
+        settings = {k: v for k, v in checkpoint.get("settings", {}).items() if k in known}
+        for name, value in settings.items():
+            parts = value if isinstance(value, list) else [value]
+            if len(parts) > 64 or not all(isinstance(v, (str, int, float)) for v in parts if v):
+                raise ValueError(f"{name} is {short(value)}")
         get_args_parser({k.upper(): v for k, v in (defaults | settings).items()})
-        dict(checkpoint.get("constants", {}))
+        if not isinstance(checkpoint.get("constants", {}), dict):
+            raise ValueError(f"constants are {short(checkpoint['constants'])}")
     except (AttributeError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
         raise BadInput(
             f"{shown(filename)}: its settings make no sense ({printable(error)}): leave "

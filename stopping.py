@@ -75,7 +75,8 @@ class StopRequest:
     def receive(self, number, frame):
         self.number = self.number or number
         # torchrun hands on to its processes what the terminal has sent them already.
-        if "WORLD_SIZE" not in os.environ:
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if "WORLD_SIZE" not in os.environ and not ignored:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.waits:
             raise Stopped(self.number)

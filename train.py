@@ -221,30 +221,32 @@ def train(run, train_loader, val_loader, device, checkpoints, board=None):
 
         try:
             while run.epoch < run.settings.num_epochs:
-                epoch_before, start = run.part, time.perf_counter()
                 title = f"epoch {run.epoch + 1}/{run.settings.num_epochs}"
                 loss, speed = train_one_epoch(run, train_loader, device, title, between_steps)
+                trained = time.perf_counter()
                 with stop.at_once():
                     scores = validate(run, val_loader, device)
                 row = {"epoch": run.epoch + 1, "train_loss": loss, "val_loss": scores.pop("loss")}
                 row |= scores | {"learning_rate": run.learning_rate}
-                seconds = time.perf_counter() - start + (epoch_before or {}).get("seconds", 0)
+                seconds = run.part["seconds"] + time.perf_counter() - trained
                 row |= {"seconds": seconds, "photos_per_second": speed, "threshold": run.threshold}
                 better = run.best is None or row["dice"] > run.best["dice"]
                 run.end_epoch(row)
+                if rank() == 0:
+                    # The best before the latest: a kill between them repeats what was not saved
+                    # of the epoch, and loses nothing.
+                    checkpoints.save(*([BEST_CHECKPOINT] if better else []), CHECKPOINT)
+                    run.save_history(checkpoints.output)
                 print(
                     f"{title}: loss {loss:.4f}, validation loss {row['val_loss']:.4f}, "
                     f"IoU {row['iou']:.4f}, {speed:.1f} photos/s, {seconds:.0f} s",
                     flush=True,
                 )
                 if rank() == 0:
-                    # The best before the latest: a kill between them repeats what was not saved
-                    # of the epoch, and loses nothing.
-                    checkpoints.save(*([BEST_CHECKPOINT] if better else []), CHECKPOINT)
-                    run.save_history(checkpoints.output)
-                    with stop.at_once():
-                        draw(run, pictures_loader, device, checkpoints.output, board)
-        except (BadInput, KeyboardInterrupt, RuntimeError):
+                    draw(run, pictures_loader, device, checkpoints.output, board)
+        except FloatingPointError:
+            raise
+        except BaseException:
             checkpoints.save_unfinished()
             raise
         finally:
@@ -354,11 +356,16 @@ def train_as_told(argv, defaults, given, device):
             f"epoch {run.epoch + 1}: {error}: try --lr {settings.learning_rate / 10:g}; "
             f"{checkpoints}"
         ) from None
-    except (BadInput, MemoryError, RuntimeError) as problem:
+    except BrokenPipeError:
+        raise
+    except (BadInput, MemoryError, OSError, RuntimeError) as problem:
+        if rank() > 0 and "onnection closed" in str(problem):
+            sys.exit(1)  # the first process has ended, and said why
         after = f"{checkpoints}; {go_on(argv, checkpoints)}"
         raise BadInput(f"{message_of(problem)}; {after}") from None
     except KeyboardInterrupt as stop:
-        print(f"Stopped; {checkpoints}\n{go_on(argv, checkpoints)}", file=sys.stderr)
+        if rank() == 0:
+            print(f"Stopped; {checkpoints}\n{go_on(argv, checkpoints)}", file=sys.stderr)
         return exit_code(stop)
     print_summary(run, output, time.perf_counter() - started)
     return 0
@@ -368,7 +375,8 @@ def go_on(argv, checkpoints):
     """The command that goes on with a run that was stopped."""
     again = [flag for flag in argv if flag != "--load-model"]
     again += ["--load-model"] if checkpoints.saved else []
-    return f"to go on: {shlex.join(['python', nearby(ROOT / 'train.py'), *again])}"
+    start = ["torchrun", f"--nproc_per_node={world_size()}"] if world_size() > 1 else ["python"]
+    return f"to go on: {shlex.join([*start, nearby(ROOT / 'train.py'), *again])}"
 
 
 def move_others_aside(run, checkpoint, output):
@@ -379,7 +387,9 @@ def move_others_aside(run, checkpoint, output):
         names = (CHECKPOINT, BEST_CHECKPOINT, "metrics.csv")
     elif run.place is None:  # a classic checkpoint; whatever lies beside it is of another run
         names = (BEST_CHECKPOINT, "metrics.csv")
-    elif any(checkpoint["settings"][name] != getattr(settings, name) for name in FOLDERS):
+    elif any(
+        checkpoint.get("settings", {}).get(name) != getattr(settings, name) for name in FOLDERS
+    ):
         print("Other photos than the checkpoint's: the best score starts anew")
         names = (BEST_CHECKPOINT,)
         run.best_since = run.epoch + 1

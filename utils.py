@@ -16,7 +16,7 @@ from checkpoints import CLASSIC
 from checkpoints import load_checkpoint as load_checkpoint  # for others to find here
 from checkpoints import save_checkpoint as save_checkpoint
 from distributed import sum_over_processes
-from files import BadInput, printable, write_aside
+from files import BadInput, fitting, printable, write_aside
 from losses import bce
 
 THRESHOLDS = [number / 20 for number in range(4, 17)]  # 0.2 to 0.8, for find_threshold
@@ -225,7 +225,7 @@ def save_predictions_as_imgs(loader, model, folder, device, threshold=0.5, norma
             save_image(masks, file, format="png")
         for image, mask, logit, name in zip(images, masks, logits, names, strict=False):
             panels[name] = draw_panel(name, image, mask, logit, threshold, normalization)
-            save_picture(panels[name], folder / f"panel_{name}.png")
+            save_picture(panels[name], folder / f"panel_{fitting(name)}.png")
     return panels
 
 

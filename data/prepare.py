@@ -88,7 +88,7 @@ def prepare_carvana(source, target=DATA):
         photo = places[f"{side}_images"] / f"{name}.jpg"
         mask = places[f"{side}_masks"] / f"{name}_mask.gif"
         try:
-            if not photo.exists():
+            if not all(path.exists() and path.stat().st_size for path in (photo, mask)):
                 copy_pair(photos[name], masks[name], photo, mask)
         except BadInput as problem:
             return str(problem)
@@ -116,7 +116,7 @@ def list_source(source, folder, pattern):
     if archive.exists():
         try:
             return list_zip(archive, folder, pattern)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise BadInput(f"{archive}: cannot be read ({error}): download it again") from None
     if (source / folder).is_dir():
         paths = [p for p in (source / folder).iterdir() if not p.name.startswith(".")]
@@ -140,10 +140,11 @@ def list_zip(archive, folder, pattern):
     for info in infos:
         if info.is_dir():
             continue
-        if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1:
+        usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1 or not usual:
             raise BadInput(
-                f"{archive}: {info.filename!r} is a link or encrypted: nothing was unpacked; "
-                "download it again"
+                f"{archive}: {info.filename!r} is a link, encrypted or packed in an odd way: "
+                "nothing was unpacked; download it again"
             )
         if not info.filename.startswith(f"{folder}/"):
             raise BadInput(
@@ -161,8 +162,14 @@ def list_zip(archive, folder, pattern):
                 f"{archive}: {info.filename!r} is in it twice: nothing was unpacked; "
                 "download it again"
             )
-        members[name] = lambda info=info: opened.read(info)
+        members[name] = lambda info=info: read_member(opened, info)
     return members
+
+
+def read_member(archive, info):
+    """A member's bytes; not more than it has declared, whatever it unpacks to."""
+    with archive.open(info) as file:
+        return file.read(info.file_size + 1)
 
 
 def member_name(file_name, pattern, where):

@@ -135,7 +135,7 @@ def assert_same_run(a, b):
     first, second = load_checkpoint(a / CHECKPOINT), load_checkpoint(b / CHECKPOINT)
     for checkpoint in (first, second):
         for name in ("num_workers", "cache", "cache_dir", "num_epochs", "save_every"):
-            checkpoint["settings"].pop(name)
+            checkpoint["settings"].pop(name, None)
     assert_same(first, second)
 
 

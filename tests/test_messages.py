@@ -243,6 +243,10 @@ def load_by_a_worker():
         loader._iterator._shutdown_workers()  # the traceback would keep them alive
 
 
+def missing_cache():
+    np.load("cache.npy", mmap_mode="r")
+
+
 def killed_worker():
     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
@@ -311,6 +315,8 @@ def wrong_run(what, before):
         f"a run that cannot be resumed: {what}", RESUME, f"{LATEST} | {what} | {AFRESH}", before
     )
 
+
+PART = {"step": 1, "seen": 1, "order": [42, 3], "loss_sum": torch.zeros(1), "seconds": 1.0}
 
 CASES = [
     # Photos
@@ -554,15 +560,21 @@ CASES = [
     wrong_constant("IN_CHANNELS", 4, "4 is not among (1, 3)"),
     # train.py: a checkpoint to go on with
     wrong_run("its settings make no sense", later(checkpoint, LATEST, settings=[1])),
-    wrong_run("cannot be gone on with (AttributeError", later(checkpoint, LATEST, optimizer=None)),
-    wrong_run("(ValueError: exp_avg is [7, 7])", optimizer_of_another_network),
-    wrong_run("(KeyError", later(checkpoint, LATEST, history=[{}])),
+    wrong_run("(constants are 3)", later(checkpoint, LATEST, constants=3)),
+    wrong_run("(ValueError: best_since is 9)", later(checkpoint, LATEST, best_since=9)),
     wrong_run(
-        "(ValueError: row 1 of the history: 5)",
+        "(ValueError: its loss is tensor(0.))",
+        later(checkpoint, LATEST, part=PART | {"loss_sum": torch.tensor(0.0)}),
+    ),
+    wrong_run("cannot be gone on with (TypeError", later(checkpoint, LATEST, optimizer=None)),
+    wrong_run("(ValueError: exp_avg is [7, 7])", optimizer_of_another_network),
+    wrong_run("row 1 of the history is {}", later(checkpoint, LATEST, history=[{}])),
+    wrong_run(
+        "(ValueError: row 1 of the history is {'accuracy': 5,",
         later(checkpoint, LATEST, history=[dict.fromkeys(COLUMNS, 5)]),
     ),
     wrong_run(
-        "(ValueError: step 9, photo 1 of 3)",
+        "(ValueError: its epoch under way is {",
         later(
             checkpoint,
             LATEST,
@@ -614,6 +626,11 @@ CASES = [
         "a worker that was killed",
         killed_worker,
         "a process that loads data | was killed, as when memory is short | try --num-workers 0",
+    ),
+    Case(
+        "a file that the system does not give",
+        missing_cache,
+        "cache.npy | No such file or directory | check that it is there",
     ),
     # Checkpoints
     Case(
@@ -691,7 +708,7 @@ CASES = [
         later(weights, final_conv__bias=torch.zeros(1, dtype=torch.int64)),
     ),
     wrong_checkpoint(
-        "bottleneck.conv.0.weight: it declares more than the file holds",
+        "a tensor declares more than the file holds",
         later(weights, bottleneck__conv__0__weight=torch.zeros(1).expand(8, 4, 3, 3)),
     ),
     wrong_checkpoint(
@@ -947,7 +964,10 @@ CASES = [
         f"challenge/train.zip | would unpack  | nothing was unpacked; {DOWNLOAD}",
         patch={"data.prepare.MAX_GROWTH": 0},
     ),
-    wrong_member("is a link or encrypted", later(add_to_zip, link("train/0123456789ab_01.jpg"))),
+    wrong_member(
+        "is a link, encrypted or packed in an odd way",
+        later(add_to_zip, link("train/0123456789ab_01.jpg")),
+    ),
     wrong_member("is not in train/", later(add_to_zip, "../escaped.jpg")),
     wrong_member("is in it twice", later(add_to_zip, "train/000000000000_01.jpg")),
     Case(

@@ -149,7 +149,7 @@ def link(name):
         ("train/sub/0123456789ab_01.jpg", "no file of the challenge"),
         ("train/notes.txt", "no file of the challenge"),
         ("train/0123456789ab_17.jpg", "no file of the challenge"),
-        (link("train/0123456789ab_01.jpg"), "link or encrypted"),
+        (link("train/0123456789ab_01.jpg"), "link, encrypted or packed"),
         ("train/000000000000_01.jpg", "in it twice"),
     ],
 )
@@ -184,7 +184,9 @@ def rewrite(path, change):
 
 def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
     rewrite(zips / "train.zip", lambda n, c: None if "000000000003_01" in n else c)
-    with pytest.raises(BadInput, match=r"do not pair \(1\):\n  train_masks/000000000003_01_mask"):
+    with pytest.raises(
+        BadInput, match=r"do not pair: download it again \(1\):\n  train_masks/000000000003_01_mask"
+    ):
         prepare_carvana(zips, tmp_path / "data")
     rewrite(zips / "train_masks.zip", lambda n, c: None if "000000000003_01" in n else c)
     rewrite(zips / "train.zip", lambda n, c: c[:-300] if "000000000005" in n else c)
