@@ -97,7 +97,7 @@ def check_output(output, flag="--output-dir"):
 
 def nearby(path):
     """A path as short as it can be typed from here."""
-    return min(str(path), os.path.relpath(path), key=len)
+    return min(str(path), os.path.relpath(path or "."), key=len)
 
 
 def shown(path):
