@@ -4,6 +4,7 @@ import sys
 from conftest import ROOT
 
 PROGRAM = """
+import importlib.util
 import numpy, torch
 import utils
 torch.manual_seed(0)
@@ -17,10 +18,8 @@ assert mask.shape == (48, 72) and set(numpy.unique(mask)) <= {{0, 255}}
 assert utils.MINE
 import utils as again
 assert again.MINE
-try:
-    import model
-except ImportError:
-    print("all is well")
+assert importlib.util.find_spec("model") is None, importlib.util.find_spec("model")
+print("all is well")
 """
 
 
@@ -30,4 +29,4 @@ def test_hub_loads_both_entries_beside_files_of_the_same_names(photos, tmp_path)
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "-W", "error", "program.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == "all is well", done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "all is well"), done.stderr
