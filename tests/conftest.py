@@ -2,6 +2,7 @@
 
 import csv
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -179,8 +180,9 @@ def carvana():
 def forkserver():
     """What starts processes, as multiprocessing does, from one that has imported the project and
     computed nothing: a hundred of them take minutes."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "predict", "conftest"])
-    yield context
-    del os.environ["PYTHONPATH"]
+    with pytest.MonkeyPatch.context() as patch:  # for that process alone
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        multiprocessing.forkserver.ensure_running()
+    return context
