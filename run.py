@@ -1,18 +1,18 @@
 """A run of train.py: what it carries from epoch to epoch, and where its files lie."""
 
-import math
 import time
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from checkpoints import CHECKPOINT, CLASSIC, load_weights, numbers, save_checkpoint, short
 from dataset import VAL_FRACTION
 from distributed import gather, rank, world_size
 from files import BadInput, printable, shown
 from model import UNet
+from optimizer import learning_rate, make_optimizer, moving_average
 from plots import save_curves, save_metrics
 from settings import NOT_SAVED
 from utils import amp_dtype, memory_format, set_up
@@ -31,7 +31,6 @@ COLUMNS = (  # of metrics.csv, at least
     "photos_per_second",
 )
 SAVING_TIME = 20  # a save within an epoch waits until the last one's time has passed so often
-WARM_UP = 0.3  # share of the run in which the learning rate of "onecycle" rises
 
 
 class Run:
@@ -296,52 +295,6 @@ def check_part(part):
     if sums.dim() != 1 or not sums.isfinite().all():
         raise ValueError(f"its loss is {short(sums)}")
     return part
-
-
-def moving_average(decay):
-    """For AveragedModel: an exponential moving average that forgets faster over its first steps.
-
-    The decay after n steps is (1 + n) / (10 + n), up to `decay`: the random weights of the start
-    would count for as long as they do for 500 steps at 0.998.
-    """
-
-    def update(averaged, current, steps):
-        steps = int(steps)
-        get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, steps)
-
-    return update
-
-
-def make_optimizer(settings, parameters):
-    """The optimizer by its name, with the field's usual momentum and PyTorch's own defaults."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    momentum = {"momentum": 0.9, "nesterov": True} if settings.optimizer == "sgd" else {}
-    return kind[settings.optimizer](parameters, lr=settings.learning_rate, fused=True, **momentum)
-
-
-def learning_rate(settings, epochs):
-    """The learning rate after so many epochs, a fraction counting part of one.
-
-    A function of the progress alone: nothing of it has to be stored, and a run that is resumed with
-    more epochs is on the longer schedule at once. "cosine" and "onecycle" are PyTorch's
-    CosineAnnealingLR and OneCycleLR (without its change of momentum).
-    """
-    top, progress = settings.learning_rate, epochs / settings.num_epochs
-    if settings.scheduler == "step":
-        return top * settings.gamma ** (int(epochs) // settings.step_size)
-    if settings.scheduler == "cosine":
-        return top * falling(progress)
-    if settings.scheduler == "onecycle":
-        start, end = top / 25, top / 25 / 1e4
-        if progress < WARM_UP:
-            return top - (top - start) * falling(progress / WARM_UP)
-        return end + (top - end) * falling((progress - WARM_UP) / (1 - WARM_UP))
-    return top
-
-
-def falling(progress):
-    """From 1 to 0 along half a cosine."""
-    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def move_aside(output, names):
