@@ -5,11 +5,10 @@
     python data/prepare.py carvana DIR --download    fetch the two with the kaggle client first
 
 Both end in train_images, train_masks, val_images and val_masks. Everything is built aside and
-renamed when it is whole; a run that was killed goes on where it stopped. Exit codes: 0 done, 2 bad
-input.
+renamed when it is whole; a run that was stopped or killed goes on where it was. Exit codes: 0 done,
+2 bad input, 130 Ctrl-C, 143 SIGTERM.
 """
 
-import argparse
 import hashlib
 import io
 import os
@@ -19,17 +18,17 @@ import stat
 import subprocess
 import sys
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
+from command_line import Parser, run_script  # noqa: E402
 from data.draw_demo import make_demo  # noqa: E402
+from dataset import car_id, split_by_car  # noqa: E402
+from files import BadInput, Pair, for_all_pairs  # noqa: E402
 
 DATA = Path(__file__).resolve().parent
-VAL_FRACTION = 0.1  # of the challenge's cars
 COMPETITION = "carvana-image-masking-challenge"
 MAX_MEMBER_BYTES = 50_000_000  # of one file in a zip; the largest photo has 0.2 million
 MAX_GROWTH = 20  # bytes unpacked for each byte of the zip; photos and masks hardly shrink
@@ -37,10 +36,6 @@ MAX_PIXELS = 25_000_000  # of one photo; they have 2.5 million
 FORMATS = ("JPEG", "GIF")
 FOLDERS = ("train_images", "train_masks", "val_images", "val_masks")
 NAME = "[0-9a-f]{12}_(?:0[1-9]|1[0-6])"  # car and view
-
-
-class BadInput(Exception):
-    """Something that the user can mend; printed without a traceback, exit code 2."""
 
 
 # The challenge's files ----------------------------------------------------------------------------
@@ -63,12 +58,15 @@ def prepare_carvana(source, target=DATA):
     alone = [f"train/{n}.jpg" for n in photos.keys() - masks.keys()]
     alone += [f"train_masks/{n}_mask.gif" for n in masks.keys() - photos.keys()]
     if alone:
-        raise BadInput(listing(f"{source}: photos and masks do not pair: download it again", alone))
+        what = f"{source}: photos and masks do not pair: download it again"
+        raise BadInput.listing(what, sorted(alone))
 
-    cars = {name.split("_")[0] for name in photos}
+    cars = {car_id(name) for name in photos}
     if len(cars) < 2:
         raise BadInput(f"{source}: {len(cars)} cars, and the split needs two: get the whole files")
-    held_out = validation_cars(cars)
+    pairs = [Pair(name, f"{name}.jpg", f"{name}_mask.gif") for name in sorted(photos)]
+    train, val = split_by_car(pairs)
+    sides = dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
     # Named after what it is made from: what another source left there would not be the same split.
     digest = hashlib.blake2b(" ".join(sorted(photos)).encode(), digest_size=8).hexdigest()
     aside = target / f".carvana-{digest}.partial"
@@ -83,22 +81,14 @@ def prepare_carvana(source, target=DATA):
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)
 
-    def copy(name):
-        side = "val" if name.split("_")[0] in held_out else "train"
-        photo = places[f"{side}_images"] / f"{name}.jpg"
-        mask = places[f"{side}_masks"] / f"{name}_mask.gif"
-        try:
-            if not all(path.exists() and path.stat().st_size for path in (photo, mask)):
-                copy_pair(photos[name], masks[name], photo, mask)
-        except BadInput as problem:
-            return str(problem)
+    def copy(pair):
+        photo = places[f"{sides[pair]}_images"] / pair.photo
+        mask = places[f"{sides[pair]}_masks"] / pair.mask
+        if not all(path.exists() and path.stat().st_size for path in (photo, mask)):
+            copy_pair(photos[pair.name], masks[pair.name], photo, mask)
 
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(copy, sorted(photos))
-        progress = tqdm(results, "checking and copying", len(photos), unit=" pairs", disable=None)
-        problems = [problem for problem in progress if problem]
-    if problems:
-        raise BadInput(listing(f"{source}: files that are no pairs of the challenge", problems))
+    for _ in for_all_pairs(copy, pairs, "checking and copying"):
+        pass
 
     if hasattr(os, "sync"):  # the photos reach the disk before their folders' new names
         os.sync()
@@ -106,8 +96,7 @@ def prepare_carvana(source, target=DATA):
     for folder in reversed(FOLDERS):
         os.replace(places[folder], target / folder)
     aside.rmdir()
-    train, val = (len(os.listdir(target / f"{side}_images")) for side in ("train", "val"))
-    print(f"{target}: {train} pairs for training, {val} for validation")
+    print(f"{target}: {len(train)} pairs for training, {len(val)} for validation")
 
 
 def list_source(source, folder, pattern):
@@ -205,16 +194,6 @@ def copy_pair(read_photo, read_mask, photo_path, mask_path):
         os.replace(part, path)
 
 
-def validation_cars(cars):
-    """The cars held out: those whose id's hash is below VAL_FRACTION, as in dataset.py."""
-    place = {
-        car: int.from_bytes(hashlib.blake2b(car.encode(), digest_size=8).digest(), "big")
-        for car in cars
-    }
-    first, *_, last = sorted(place, key=place.get)
-    return ({car for car in cars if place[car] / 2**64 < VAL_FRACTION} | {first}) - {last}
-
-
 def download(folder):
     """Fetch the two zip files with the official client. Raises BadInput where it cannot."""
     if shutil.which("kaggle") is None:
@@ -234,24 +213,11 @@ def download(folder):
             )
 
 
-def listing(what, problems):
-    """One message for several problems: the first ten, and how many there are."""
-    more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
-    return f"{what} ({len(problems)}):\n  " + "\n  ".join(sorted(problems)[:10] + more)
-
-
 # The command line ---------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """Answers a wrong flag with one line and exit code 2."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
-
-
-def main():
-    parser = Parser(description=__doc__.split("\n\n")[0])
+def main(argv=None):
+    parser = Parser(prog="prepare.py", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="draw the demo set into data/demo")
     carvana = commands.add_parser("carvana", help="unpack the challenge's photos and masks")
@@ -261,7 +227,7 @@ def main():
         command.add_argument(
             "--output-dir", metavar="DIR", default=default, type=Path, help="instead of data/"
         )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         if args.command == "demo":
             if args.output_dir.exists():
@@ -272,19 +238,14 @@ def main():
             if args.download:
                 download(args.source)
             prepare_carvana(args.source, args.output_dir)
-    except BadInput as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
     except OSError as problem:
         path, reason = problem.filename or args.output_dir, problem.strerror or problem
-        remedy = "free some space, or name another --output-dir"
-        print(f"error: {path}: {reason}: {remedy}", file=sys.stderr)
-        return 2
+        raise BadInput(f"{path}: {reason}: free some space, or name another --output-dir") from None
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        print("the same command goes on from here", file=sys.stderr)
+        raise
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

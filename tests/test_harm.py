@@ -11,7 +11,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, assert_same_run, draw_pair, start, write_pairs
+from conftest import SMALL, assert_same_run, draw_pair, start, write_pairs
 from PIL import Image
 from test_prepare import contents, zips  # noqa: F401  (a fixture)
 
@@ -29,6 +28,8 @@ import predict
 import test as evaluation
 import train
 from checkpoints import load_checkpoint
+from data import prepare
+from data.prepare import prepare_carvana
 from run import COLUMNS, Run
 
 FLAGS = [*SMALL, "--batch-size", "2", "--lr", "1e-2", "--epochs", "3", "--save-every", "1"]
@@ -38,24 +39,24 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's li
 
 @pytest.fixture
 def fork(forkserver):
-    """Start train.py in a process of its own: fork(argv, log, limit) -> Process.
+    """Start a script in a process of its own: fork(argv, log, limit, main) -> Process.
 
     `limit`, in bytes, is the size of files that it may write.
     """
 
-    def fork(argv, log, limit=resource.RLIM_INFINITY):
-        process = forkserver.Process(target=run_train, args=([*map(str, argv)], log, limit))
+    def fork(argv, log, limit=resource.RLIM_INFINITY, main=train.main):
+        process = forkserver.Process(target=run_main, args=(main, [*map(str, argv)], log, limit))
         process.start()
         return process
 
     return fork
 
 
-def run_train(argv, log, limit):
+def run_main(main, argv, log, limit):
     sys.stdout = sys.stderr = io.StringIO()
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        command_line.run_script(lambda: train.main(argv))
+        command_line.run_script(lambda: main(argv))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, [resource.RLIM_INFINITY] * 2)
         log.write_text(sys.stdout.getvalue())
@@ -152,38 +153,38 @@ def test_many_runs_killed_at_any_moment_end_as_one_never_killed(fork, tmp_path, 
     print(f"\ntrain.py {flags}: {dict(done)}, files lost: 0")
 
 
-def torment_prepare(zips, tmp_path, kills):  # noqa: F811
+def torment_prepare(fork, zips, tmp_path, kills):  # noqa: F811
     """Kill prepare.py so many times; figures of what happened, a Counter."""
-    rng, done = random.Random(0), Counter()
-    command = [sys.executable, ROOT / "data/prepare.py", "carvana", zips, "--output-dir"]
-    subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
+    rng, done, log = random.Random(0), Counter(), tmp_path / "log"
+    prepare_carvana(zips, tmp_path / "whole")
     while done["kills"] < kills:
         data = tmp_path / f"data{done['times']}"
         while True:
-            process = subprocess.Popen([*command, data], stderr=subprocess.PIPE)
+            process = fork(["carvana", zips, "--output-dir", data], log, main=prepare.main)
             time.sleep(rng.uniform(0, 0.5) ** rng.choice([1, 2]))
             process.kill()
-            _, err = process.communicate()
+            process.join()
             for folder in ("train_images", "val_images"):  # where there are photos they are whole
                 found = contents(data / folder) if (data / folder).is_dir() else {}
                 assert found == (contents(tmp_path / "whole" / folder) if found else {})
                 done["files read whole"] += len(found)
-            if process.returncode != -signal.SIGKILL:
+            if process.exitcode != -signal.SIGKILL:
                 break
             done["kills"] += 1
-        assert process.returncode == 0 or b"exists already" in err, err
+        assert process.exitcode == 0 or "exists already" in log.read_text(), log.read_text()
         assert contents(data) == contents(tmp_path / "whole")
+        assert sorted(os.listdir(data)) == sorted(prepare.FOLDERS)
         done["times"] += 1
     return done
 
 
-def test_prepare_killed_at_any_moment_ends_with_the_same_files(zips, tmp_path):  # noqa: F811
-    assert torment_prepare(zips, tmp_path, 8)["times"] >= 1
+def test_prepare_killed_at_any_moment_ends_with_the_same_files(fork, zips, tmp_path):  # noqa: F811
+    assert torment_prepare(fork, zips, tmp_path, 8)["times"] >= 1
 
 
 @pytest.mark.torture
-def test_prepare_killed_many_times_ends_with_the_same_files(zips, tmp_path):  # noqa: F811
-    print(f"\nprepare.py: {dict(torment_prepare(zips, tmp_path, 100))}, files lost: 0")
+def test_prepare_killed_many_times_ends_with_the_same_files(fork, zips, tmp_path):  # noqa: F811
+    print(f"\nprepare.py: {dict(torment_prepare(fork, zips, tmp_path, 100))}, files lost: 0")
 
 
 # Disks and folders

@@ -58,12 +58,6 @@ NET, LATEST = "net.pth.tar", f"run/{CHECKPOINT}"
 FOLDERS = "--image-dir data/train_images --mask-dir data/train_masks"
 
 
-def run_prepare(argv):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["prepare.py", *argv])
-        return prepare.main()
-
-
 SCRIPTS = {  # each with the flags that a case need not name
     "train.py": (train.main, f"--data-dir data --output-dir run --epochs 1 {' '.join(SMALL)}"),
     "test.py": (evaluation.main, f"--checkpoint {NET} --output-dir . --device cpu"),
@@ -73,7 +67,7 @@ SCRIPTS = {  # each with the flags that a case need not name
     "check_data.py": (check_data.main, "--sheet sheet.png"),
     "bench.py": (bench.main, "--device cpu"),
     "bench_predict.py": (bench_predict.main, "--device cpu"),
-    "prepare.py": (run_prepare, ""),
+    "prepare.py": (prepare.main, ""),
 }
 
 
@@ -1096,8 +1090,7 @@ def noted(monkeypatch):
             Seen.lines.add((frame.f_code.co_filename, frame.f_lineno))
             frame = frame.f_back
 
-    for module in (files, prepare):
-        monkeypatch.setattr(module.BadInput, "__init__", note)
+    monkeypatch.setattr(files.BadInput, "__init__", note)
 
 
 @contextlib.contextmanager
@@ -1158,8 +1151,8 @@ def test_a_script_that_is_stopped_says_so(call, number, code):
 
 def test_preparing_data_that_is_stopped_says_how_to_go_on(call, place, monkeypatch):
     monkeypatch.setattr("zipfile.ZipFile", lambda path: signal.raise_signal(signal.SIGINT))
-    code, _, err = call(run_prepare, "carvana", "challenge", "--output-dir", "new")
-    assert (code, err) == (130, "stopped; the same command goes on from here\n")
+    code, _, err = call(prepare.main, "carvana", "challenge", "--output-dir", "new")
+    assert (code, err) == (130, "the same command goes on from here\nstopped\n")
 
 
 # Are these all? -----------------------------------------------------------------------------------
