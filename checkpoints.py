@@ -91,6 +91,8 @@ def load_checkpoint(filename=CHECKPOINT, model=None):
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes torch raise whatever it likes
+        if "allocate memory" in str(error):
+            raise
         problem = "no checkpoint, or cut off: use another copy"
         if isinstance(error, BadInput):
             problem = error

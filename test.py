@@ -31,7 +31,7 @@ from dataset import (
     make_loader,
     split_by_car,
 )
-from files import BadInput, find_pairs, printable, read_mask, shown, write_aside
+from files import BadInput, check_output, find_pairs, printable, read_mask, shown, write_aside
 from losses import LOSSES
 from plots import save_histogram
 from settings import FOLDERS
@@ -165,6 +165,9 @@ def draw_extremes(dataset, model, order, checkpoint, device, tta, folder):
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
+    check_output(args.output_dir)
+    if args.csv:
+        check_output(Path(args.csv).absolute().parent, "--csv")
     candidates = [args.output_dir / name for name in (BEST_CHECKPOINT, CHECKPOINT)]
     filename = args.checkpoint or find_checkpoint(*candidates)
     checkpoint = load_checkpoint(filename)

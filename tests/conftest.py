@@ -161,6 +161,19 @@ def wait_for_epoch(process, number):
     raise AssertionError(process.stderr.read())
 
 
+def workers_of(process):
+    """The process ids of a process's children; needs Linux."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        return [int(number) for number in children.read().split()]
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch):
+    """Empty figures: to draw the curves takes several times as long as the tests' epochs."""
+    picture = Image.new("RGB", (1, 1))
+    monkeypatch.setattr("plots.save_figure", lambda figure, path: utils.save_picture(picture, path))
+
+
 @pytest.fixture
 def float32(monkeypatch):
     """Full precision also on a CPU that computes in bf16, for comparisons closer than it rounds."""
@@ -181,7 +194,7 @@ def forkserver():
     """What starts processes, as multiprocessing does, from one that has imported the project and
     computed nothing: a hundred of them take minutes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train", "predict", "conftest"])
+    context.set_forkserver_preload(["bench", "train", "predict", "conftest"])
     with pytest.MonkeyPatch.context() as patch:  # for that process alone
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         multiprocessing.forkserver.ensure_running()

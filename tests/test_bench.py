@@ -12,7 +12,8 @@ TINY = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --devic
 
 
 @pytest.mark.parametrize("photos", [4, 25])  # one batch; more than there are
-def test_every_row_is_measured_for_both_ways(call, data, tmp_path, monkeypatch, photos):
+def test_every_row_is_measured_for_both_ways(call, data, tmp_path, monkeypatch, forkserver, photos):
+    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda kind: forkserver)
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "SECONDS", 0.05)
     monkeypatch.setattr(bench, "REPEATS", 2)

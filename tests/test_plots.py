@@ -6,6 +6,11 @@ import plots
 import train
 
 
+@pytest.fixture
+def quick_figures():
+    """The real figures, here."""
+
+
 def test_the_histogram_shows_all_photos(tmp_path):
     plots.save_histogram([0.9, 0.95, 0.99], tmp_path / "histogram.png")
     with Image.open(tmp_path / "histogram.png") as picture:

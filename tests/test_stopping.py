@@ -8,7 +8,7 @@ import time
 from itertools import count
 
 import pytest
-from conftest import ROOT, assert_same_run, rows, start, wait_for_epoch
+from conftest import ROOT, assert_same_run, rows, start, wait_for_epoch, workers_of
 
 import train
 from checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -95,15 +95,17 @@ def test_a_part_of_an_epoch_that_makes_no_sense_is_refused(fit, tmp_path, monkey
     assert code == 2 and "start afresh" in err and len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(data, tmp_path, workers):
+def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number, code, workers):
     process = start(data, tmp_path / "run", "--epochs", 5000, "--num-workers", workers)
     wait_for_epoch(process, 2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in err
+    assert process.returncode == code and "Traceback" not in err
+    assert "holds the run up to" in err
     assert "to go on: python train.py --data-dir" in err and "--load-model" in err
-    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["epoch"] >= 1
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["epoch"] >= 2
 
 
 def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, tmp_path):
@@ -116,16 +118,6 @@ def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, t
     assert code == 0, err
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     assert [row["epoch"] for row in rows(tmp_path / "killed")] == list("1234")
-
-
-def test_sigterm_saves_and_exits_with_143(data, tmp_path):
-    process = start(data, tmp_path / "run", "--epochs", 5000, "--num-workers", 1)
-    wait_for_epoch(process, 2)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and "Traceback" not in err
-    assert "holds the run up to step" in err or "holds the run up to the end" in err
-    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["epoch"] >= 2
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(data, tmp_path):
@@ -143,11 +135,6 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(data, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT, "as from Ctrl-C; a shell says 130"
     assert "Stopped" not in err and "Traceback" not in err
-
-
-def workers_of(process):
-    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
-        return [int(number) for number in children.read().split()]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")

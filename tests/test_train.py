@@ -158,11 +158,11 @@ def write_other_shapes(folder, count):
 
 
 def test_fine_tuning_on_other_shapes_beats_starting_from_nothing(call, tmp_path):
-    write_other_shapes(tmp_path / "data", 40)
+    write_other_shapes(tmp_path / "data", 30)
 
     def dice(folder, *flags):
         own = ["--data-dir", tmp_path / "data", "--output-dir", tmp_path / folder, "--device"]
-        own += "cpu --epochs 6 --lr 1e-3 --batch-size 4 --scheduler onecycle".split()
+        own += "cpu --epochs 4 --lr 1e-3 --batch-size 4 --scheduler onecycle".split()
         size = "--image-height 128 --image-width 192".split()
         code, out, err = call(train.main, *own, *size, *flags)
         assert code == 0, err
