@@ -37,6 +37,7 @@ from files import (
     printable,
     read_mask,
     read_photo,
+    shown,
 )
 from measures import measure, shift_in_words
 from pictures import overlay
@@ -82,18 +83,22 @@ def measure_all(pairs):
 
 
 def find_errors(unpaired, unsplit, measures):
-    """Findings of what train.py would refuse, from lines of problems and from all Measures."""
-    bad = [m for m in measures if m.problem]
-    differ = lambda m: len(set(m.sizes)) == 2  # noqa: E731
+    """Findings of what train.py would refuse, from {file: problem} and from all Measures."""
+    differ, broken = {}, {}
+    for m in measures:
+        if m.problem:
+            group = differ if len(set(m.sizes)) == 2 else broken
+            photo, mask = f"{shown(m.pair.photo)}: ", f"{shown(m.pair.mask)}: "
+            bad = m.pair.mask if m.problem.startswith(mask) else m.pair.photo
+            group[bad] = m.problem.removeprefix(photo).removeprefix(mask)
     kinds = {
         "unpaired": ("photos and masks that do not pair", unpaired),
         "unsplit": ("too few cars or photos", unsplit),
-        "sizes": ("photos and masks that differ in size", [m.problem for m in bad if differ(m)]),
-        "unreadable": ("files that cannot be used", [m.problem for m in bad if not differ(m)]),
+        "sizes": ("photos and masks that differ in size", differ),
+        "unreadable": ("files that cannot be used", broken),
     }
     remedy = "mend them as they say: train.py refuses to start until then"
-    for kind, (what, problems) in kinds.items():
-        files = dict(problem.split(": ", 1) for problem in problems)
+    for kind, (what, files) in kinds.items():
         yield Finding(kind, "error", what, files, remedy)
 
 
@@ -310,15 +315,15 @@ def main(argv=None):
         raise BadInput("--val-img-dir and --val-mask-dir belong together: name both")
     check_output(Path(args.sheet).absolute().parent, "--sheet")
     train_pairs, unpaired = pair_up(args.images, args.masks)
-    val_pairs, unsplit = [], []
+    val_pairs, unpaired, unsplit = [], dict(unpaired), {}
     if args.val_img_dir:
         val_pairs, more = pair_up(args.val_img_dir, args.val_mask_dir)
-        unpaired += more
+        unpaired |= dict(more)
     elif train_pairs:
         try:
             train_pairs, val_pairs = split_by_car(train_pairs)
         except BadInput as problem:
-            unsplit = [str(problem)]
+            unsplit = {args.images: str(problem)}
 
     set_up(pick_device("cpu"))  # masks at full size come and go: half the time without page faults
     measures = measure_all([*train_pairs, *val_pairs])

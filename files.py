@@ -331,16 +331,15 @@ def find_pairs(image_dir, mask_dir):
     """
     pairs, problems = pair_up(image_dir, mask_dir)
     if problems:
-        raise BadInput.listing(
-            f"photos in {shown(image_dir)} and masks in {shown(mask_dir)} do not pair", problems
-        )
+        what = f"photos in {shown(image_dir)} and masks in {shown(mask_dir)} do not pair"
+        raise BadInput.listing(what, [f"{shown(path)}: {problem}" for path, problem in problems])
     for _ in for_all_pairs(check_header, pairs, "checking headers"):
         pass
     return pairs
 
 
 def pair_up(image_dir, mask_dir):
-    """(pairs, problems) of find_pairs by the files' names alone: a line for each that is left over.
+    """(pairs, problems) of find_pairs by the files' names alone; a problem is (path, what it is).
 
     Raises BadInput for folders that are missing, empty or swapped.
     """
@@ -386,14 +385,14 @@ def match(photos, masks, mask_dir):
         if len(paths) == len(partners) == 1:
             pairs.append(Pair(Path(paths[0]).stem, paths[0], partners[0]))
         elif not partners:
-            problems.append(
-                f"{shown(paths[0])}: no mask in {shown(mask_dir)}: add it, or remove the photo"
-            )
+            what = f"no mask in {shown(mask_dir)}: add it, or remove the photo"
+            problems.append((paths[0], what))
         else:
-            files = ", ".join(map(shown, sorted(paths + partners)))
-            problems.append(f"{files}: one photo and one mask were expected: remove the others")
+            first, *others = sorted(paths + partners)
+            what = "one photo and one mask were expected: remove the others"
+            problems.append((first, f"beside {', '.join(map(shown, others))}: {what}"))
     problems += [
-        f"{shown(path)}: no photo: add it, or remove the mask"
+        (path, "no photo: add it, or remove the mask")
         for paths in unused.values()
         for path in paths
     ]

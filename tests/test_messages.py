@@ -744,7 +744,12 @@ CASES = [
     Case(
         "a table that cannot be written",
         f"test.py {FOLDERS} --csv car.jpg/scores.csv",
-        "car.jpg/scores.csv | cannot be written ( | free some space or choose another folder",
+        "car.jpg | cannot be written | name another --csv",
+    ),
+    Case(
+        "pictures that cannot be written",
+        f"test.py {FOLDERS} --output-dir car.jpg",
+        "car.jpg | cannot be written | name another --output-dir",
     ),
     # predict.py
     wrong_flag("predict.py", "PHOTO", "arguments are required"),

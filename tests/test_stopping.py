@@ -95,8 +95,9 @@ def test_a_part_of_an_epoch_that_makes_no_sense_is_refused(fit, tmp_path, monkey
     assert code == 2 and "start afresh" in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "number, code, workers", [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 0)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path, number, code, workers):
     process = start(data, tmp_path / "run", "--epochs", 5000, "--num-workers", workers)
     wait_for_epoch(process, 2)
