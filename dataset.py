@@ -7,11 +7,13 @@ import contextlib
 import glob
 import hashlib
 import math
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import cv2
@@ -269,10 +271,20 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
 
 
 def init_worker(_):
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # SIGTERM too may be sent to all processes of a run: there is time for its last step.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
     cv2.setNumThreads(0)  # workers are what uses the other cores
+
+
+def end_with_parent():
+    """End this process as soon as its run has ended, also by SIGKILL.
+
+    PyTorch looks only now and then, and where the run ended while its worker was starting, never.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def end_workers(*loaders):

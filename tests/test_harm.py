@@ -7,6 +7,7 @@ python -m pytest tests/test_harm.py -m torture -s   the long versions, which pri
 import contextlib
 import csv
 import io
+import multiprocessing
 import os
 import random
 import resource
@@ -55,6 +56,7 @@ def fork(forkserver):
 
 def run_main(main, argv, log, limit):
     sys.stdout = sys.stderr = io.StringIO()
+    multiprocessing.set_start_method(None, force=True)  # for workers, as in a process of its own
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         command_line.run_script(lambda: main(argv))
@@ -102,13 +104,23 @@ def wait(process, rng, seconds, *folders):
         if partial() if writing else time.monotonic() > end:
             break
         time.sleep(0.0005)
+    workers = []
     with contextlib.suppress(OSError):  # it may just have ended
         workers = workers_of(process)
-        process.kill()
-        for worker in workers:  # they would notice, but seconds later, and many take much memory
-            os.kill(worker, signal.SIGKILL)
+    process.kill()
     process.join()
+    end = time.monotonic() + 60
+    while any(map(lives, workers)):
+        assert time.monotonic() < end, "its workers live on"
+        time.sleep(0.0005)
     return process.exitcode == -signal.SIGKILL, partial()
+
+
+def lives(pid):
+    """Whether there is such a process, and it is no zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def torment(fork, tmp_path, kills, flags=(), seed=0):
