@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from command_line import Parser, run_script
-from dataset import car_id, split_by_car
+from dataset import car_and_view, car_id, split_by_car
 from distributed import hide_progress
 from files import (
     BadInput,
@@ -132,7 +132,8 @@ def find_odd_masks(measures):
     yield Finding("full", "warning", "masks that are full", files, remedy)
     files = {m.pair.photo: "the mask shows nothing" for m in measures if m.coverage == 0}
     severity, remedy = "note", "nothing, if these photos show no object"
-    if files and len(files) == len(measures):
+    folders = {os.path.dirname(m.pair.mask) for m in measures}
+    if folders - {os.path.dirname(m.pair.mask) for m in measures if m.coverage > 0}:
         severity, remedy = "error", "save them anew, 0 for the background and 255 for the object"
     yield Finding("empty", severity, "masks that are empty", files, remedy)
 
@@ -183,7 +184,10 @@ def find_duplicates(*sides):
 
 def find_leaks(train_pairs, val_pairs, most=math.inf):
     """Findings of what validation has in common with training: cars by name, photos by content."""
-    cars = {car_id(p.name) for p in train_pairs} & {car_id(p.name) for p in val_pairs}
+    named = lambda pairs: {  # noqa: E731
+        car for car, view in (car_and_view(pair.name) for pair in pairs) if view
+    }
+    cars = named(train_pairs) & named(val_pairs)
     what, remedy = "cars both in training and in validation", "keep all photos of a car on one side"
     yield Finding("cars", "warning", what, dict.fromkeys(sorted(cars), ""), remedy)
 
@@ -313,7 +317,13 @@ def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if bool(args.val_img_dir) != bool(args.val_mask_dir):
         raise BadInput("--val-img-dir and --val-mask-dir belong together: name both")
-    check_output(Path(args.sheet).absolute().parent, "--sheet")
+    folders = (args.images, args.masks, args.val_img_dir, args.val_mask_dir)
+    place = Path(os.path.realpath(args.sheet)).parent
+    if os.path.isdir(args.sheet) or place in {Path(os.path.realpath(f)) for f in folders if f}:
+        raise BadInput(
+            f"--sheet {printable(args.sheet)}: is a folder, or among the photos: name another file"
+        )
+    check_output(place, "--sheet")
     train_pairs, unpaired = pair_up(args.images, args.masks)
     val_pairs, unpaired, unsplit = [], dict(unpaired), {}
     if args.val_img_dir:

@@ -7,6 +7,7 @@ declares is held to the network that its tensors' shapes describe before any of 
 import math
 import os
 import pickle
+import pickletools
 import reprlib
 import warnings
 import zipfile
@@ -22,8 +23,10 @@ SHIPPED = "weights/unet_carvana_small.pth"
 
 # What a network can have at most; the default has 4 levels and 512 channels.
 MAX_LEVELS, MAX_CHANNELS = 12, 8192
+LARGEST = 1e30  # of other numbers, of which some would not fit a float
 MAX_SIDE, MAX_AREA = 16384, 2**24  # pixels of the photos that it sees
 
+STRANGE = ("bytearray", "encode")  # torch calls these too, which make much of little
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # whose sizes cannot be checked first
 
 # What a checkpoint of the classic recipe does not say.
@@ -124,8 +127,18 @@ def declared_sizes(filename):
             raise BadInput("saved as before PyTorch 1.6: load and save it again with a newer one")
     with zipfile.ZipFile(filename) as archive:  # as torch.save writes since PyTorch 1.6
         members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise BadInput("is compressed, as torch.save leaves no file: use another copy")
+        if min(member.header_offset for member in members) != 0:
+            raise BadInput("begins with something else, where others look: use another copy")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise BadInput("is compressed, as torch.save leaves no file: use another copy")
+        for member in members:
+            if member.filename.endswith("data.pkl"):
+                for code, value, _ in pickletools.genops(archive.read(member)):
+                    if code.name == "GLOBAL" and value.split()[-1] in STRANGE:
+                        raise BadInput(
+                            f"holds more than tensors and plain values ({printable(value)}): get "
+                            "it from someone you trust"
+                        )
     size, declared = os.path.getsize(filename), sum(member.file_size for member in members)
     if declared > size:
         raise BadInput(f"declares {declared} bytes in a file of {size}: use another copy")
@@ -154,6 +167,11 @@ def unlike_a_unet(checkpoint):
 
     if any(tensor_size(tensor) > stored_size(tensor) for tensor in tensors_of(checkpoint)):
         return "a tensor declares more than the file holds"
+    parts = [tensor for tensor in weights.values() if isinstance(tensor, torch.Tensor)]
+    storages = {tensor.untyped_storage() for tensor in parts}
+    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    if sum(map(tensor_size, parts)) > sum(stored.values()):
+        return "its weights declare more than the file holds"
     with torch.device("meta"):
         expected = UNet(**arguments).state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
@@ -245,7 +263,7 @@ def normalizes(found, channels):
 def numbers(values, count, kind=(int, float)):
     """Whether this is a list of so many finite numbers."""
     listed = isinstance(values, (list, tuple)) and len(values) == count
-    return listed and all(isinstance(value, kind) and abs(value) < math.inf for value in values)
+    return listed and all(isinstance(value, kind) and abs(value) < LARGEST for value in values)
 
 
 def short(value):
@@ -256,7 +274,7 @@ def short(value):
 def load_weights(model, checkpoint, filename):
     """Put a checkpoint's weights into a model. Raises BadInput where they do not fit."""
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        model.load_state_dict(dict(checkpoint["state_dict"]))  # without notes on versions
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(

@@ -92,8 +92,9 @@ def message_of(problem):
         )
     if "DataLoader worker" in text:
         return "a process that loads data was killed, as when memory is short: try --num-workers 0"
-    if isinstance(problem, OSError) and problem.filename:
-        return f"{shown(problem.filename)}: {problem.strerror}: check that it is there, and allowed"
+    if isinstance(problem, OSError) and problem.strerror:
+        where = shown(problem.filename) if problem.filename else "the output"
+        return f"{where}: {problem.strerror}: check that it is there, allowed and has room"
     raise problem
 
 
@@ -103,13 +104,24 @@ def run_script(main):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with sigterm_raises():
-            sys.exit(main())
+            code = main()
+            sys.stdout.flush()
+            sys.exit(code)
     except BrokenPipeError:  # python test.py | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(1)
     except (BadInput, MemoryError, OSError, RuntimeError) as problem:
         print(f"error: {message_of(problem)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # python test.py > log, on a disk that is full
+            drop_output()
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
         sys.exit(exit_code(stop))
+
+
+def drop_output():
+    """Let go of what cannot be written, so that Python does not try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

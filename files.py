@@ -8,6 +8,7 @@ import functools
 import glob
 import hashlib
 import os
+import secrets
 import time
 import unicodedata
 from collections import deque
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from distributed import hide_progress
 
 MAX_PIXELS = 250_000_000  # of one photo; about 750 MB once decoded
+MAX_SCANS = 100  # of a JPEG, over whose pixels each goes once more; progressive ones have ten
 Image.MAX_IMAGE_PIXELS = None  # open_image holds photos to our bound instead, with our own message
 Image.init()  # fills Image.OPEN
 # Pillow runs Ghostscript on EPS, has others read by other programs, and decodes the last four
@@ -51,7 +53,7 @@ def write_aside(path, remedy="free some space or choose another folder"):
     that was there before, whole. Raises BadInput where the disk is full or the folder read-only.
     """
     path = Path(path)
-    aside = path.with_name(f".{fitting(path.name)}.{os.getpid()}.partial")
+    aside = path.with_name(f".{fitting(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
@@ -150,6 +152,13 @@ def open_image(path):
         ) from error
 
 
+def check_scans(path, content):
+    """Raises BadInput for a JPEG of so many scans that a small file takes minutes to decode."""
+    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
+    if scans > MAX_SCANS:
+        raise BadInput(f"{shown(path)}: has {scans} scans: save it anew, or remove it")
+
+
 def orientation(image):
     """The camera's EXIF orientation, 1 to 8; 1 is upright, 5 and above lie on their side."""
     if image.format == "TIFF":  # which Pillow turns by itself
@@ -199,6 +208,7 @@ def read_photo(path, size=None, channels=3):
     Raises BadInput for what is no photo.
     """
     with open_image(path) as image:
+        check_scans(path, Path(path).read_bytes())
         box = decode_scaled(image, size) if size is not None else None
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
@@ -226,6 +236,7 @@ def read_mask(path, size=None):
     whose colours are no mask.
     """
     with open_image(path) as image:
+        check_scans(path, Path(path).read_bytes())
         ImageOps.exif_transpose(image, in_place=True)
         mask = palette_mask(image, path) if image.mode == "P" else level_mask(image, path)
         if size is not None:  # as 0 and 255, since Pillow rounds between its two passes

@@ -40,6 +40,27 @@ def falling(progress):
     return (1 + math.cos(math.pi * progress)) / 2
 
 
+def load_moments(optimizer, kind, saved):
+    """Take over the state of a saved optimizer of the same kind.
+
+    Its tensors may lie in memory in another order than the parameters, as on another device, which
+    the fused steps do not look at: they are laid out as the parameters are. Raises exceptions of
+    any kind where they are not what the optimizer keeps.
+    """
+    names = ["momentum_buffer"] if kind == "sgd" else ["exp_avg", "exp_avg_sq"]
+    own, state = optimizer.state_dict(), {}
+    for number, kept in saved["state"].items():
+        parameter = optimizer.param_groups[0]["params"][number]
+        state[number] = {} if kind == "sgd" else {"step": torch.tensor(float(kept["step"]))}
+        for name in names:
+            if kept[name].shape != parameter.shape:
+                raise ValueError(f"{name} is {list(kept[name].shape)}")
+            state[number][name] = torch.empty_like(parameter).copy_(kept[name])
+    optimizer.load_state_dict(own | {"state": state})
+    for group in optimizer.param_groups:
+        group["lr"] = float(saved["param_groups"][0]["lr"])
+
+
 def moving_average(decay):
     """For AveragedModel: an exponential moving average that forgets faster over its first steps.
 

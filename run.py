@@ -8,11 +8,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from checkpoints import CHECKPOINT, CLASSIC, load_weights, numbers, save_checkpoint, short
-from dataset import VAL_FRACTION
+from dataset import VAL_FRACTION, stable_hash
 from distributed import gather, rank, world_size
 from files import BadInput, printable, shown
 from model import UNet
-from optimizer import learning_rate, make_optimizer, moving_average
+from optimizer import learning_rate, load_moments, make_optimizer, moving_average
 from plots import save_curves, save_metrics
 from settings import NOT_SAVED
 from utils import amp_dtype, memory_format, set_up
@@ -64,6 +64,7 @@ class Run:
         self.optimizer = make_optimizer(settings, self.model.parameters())
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device) == torch.float16)
         self.history = []  # one row of metrics.csv an epoch
+        self.order = None  # stands for the order of photos, see set_photos
         # How far the epoch under way is; None before its first step and while a step is being
         # taken, when there is nothing that could be gone on with. See part_of_epoch.
         self.part = None
@@ -113,18 +114,21 @@ class Run:
         return {
             "step": step,
             "seen": seen,
-            "order": [self.settings.seed, photos],  # what the order of photos depends on
+            "order": [self.order, photos],
             "loss_sum": loss_sum,
             "seconds": seconds,
         }
 
+    def set_photos(self, names):
+        """Say which photos there are to train on: a part of an epoch of others is forgotten."""
+        self.order = stable_hash(f"{self.settings.seed} {names}")
+        if self.part and self.part["order"] != [self.order, len(names)]:
+            print("Other photos or another seed than the checkpoint's: its epoch begins anew")
+            self.part = None
+
     def start_of_epoch(self, photos):
         """The part of the next epoch, of so many photos, that a checkpoint has trained already."""
         part = self.part or self.part_of_epoch(0, 0, photos, torch.zeros(1), 0.0)
-        if part["order"] != [self.settings.seed, photos]:
-            print("Other photos or another seed than the checkpoint's: its epoch begins anew")
-            self.part = None
-            return self.start_of_epoch(photos)
         sums = part["loss_sum"]
         if len(sums) != world_size():  # of another number of processes
             sums = torch.cat([sums.sum(0, keepdim=True), sums.new_zeros(world_size() - 1)])
@@ -194,16 +198,9 @@ class Run:
             if self.settings.threshold == "auto":
                 self.threshold = checkpoint["threshold"]
             if checkpoint.get("settings", {}).get("optimizer", "adam") == self.settings.optimizer:
-                own, state = self.optimizer.state_dict(), checkpoint["optimizer"]
-                self.optimizer.load_state_dict(own | {"state": state["state"]})
-                for group in self.optimizer.param_groups:
-                    group["lr"] = float(state["param_groups"][0]["lr"])
+                load_moments(self.optimizer, self.settings.optimizer, checkpoint["optimizer"])
             if checkpoint.get("scaler"):  # empty from a run that needed none
                 self.scaler.load_state_dict(checkpoint["scaler"])
-            for parameter, state in self.optimizer.state.items():
-                for name, tensor in state.items():
-                    if tensor.dim() and tensor.shape != parameter.shape:
-                        raise ValueError(f"{name} is {list(tensor.shape)}")
             self.history = check_history(checkpoint.get("history", []))
             self.part = check_part(checkpoint.get("part"))
             self.best_since = checkpoint.get("best_since", 1)
@@ -288,8 +285,8 @@ def check_part(part):
     """The part of an epoch, as it is. Raises an exception where that cannot be gone on with."""
     if part is None:
         return None
-    step, seen, (_, photos), sums = (part[name] for name in ("step", "seen", "order", "loss_sum"))
-    whole = numbers([step, seen, photos], 3, int) and 0 < step <= seen <= photos
+    step, seen, order, sums = (part[name] for name in ("step", "seen", "order", "loss_sum"))
+    whole = numbers([step, seen, *order], 4, int) and 0 < step <= seen <= order[1]
     if not whole or not numbers([part["seconds"]], 1) or part["seconds"] <= 0:
         raise ValueError(f"its epoch under way is {short(part)}")
     if sums.dim() != 1 or not sums.isfinite().all():

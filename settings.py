@@ -286,13 +286,15 @@ def saved_settings(checkpoint, defaults, filename):
     try:
         known = defaults.keys() - set(NOT_SAVED)
         settings = {k: v for k, v in checkpoint.get("settings", {}).items() if k in known}
-        for name, value in settings.items():
+        constants = checkpoint.get("constants", {})
+        if not isinstance(constants, dict):
+            raise ValueError(f"constants are {short(constants)}")
+        for name, value in (*settings.items(), *constants.items()):
             parts = value if isinstance(value, list) else [value]
-            if len(parts) > 64 or not all(isinstance(v, (str, int, float)) for v in parts if v):
+            plainly = all(v is None or isinstance(v, (str, int, float)) for v in parts)
+            if len(parts) > 64 or not plainly:
                 raise ValueError(f"{name} is {short(value)}")
         get_args_parser({k.upper(): v for k, v in (defaults | settings).items()})
-        if not isinstance(checkpoint.get("constants", {}), dict):
-            raise ValueError(f"constants are {short(checkpoint['constants'])}")
     except (AttributeError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
         raise BadInput(
             f"{shown(filename)}: its settings make no sense ({printable(error)}): leave "

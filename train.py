@@ -10,6 +10,7 @@ Every constant below is also a flag; `python train.py --help` lists them.
 """
 
 import math
+import os
 import shlex
 import sys
 import time
@@ -343,6 +344,7 @@ def train_as_told(argv, defaults, given, device):
         board = Board(folder)
     with first_before_others():  # it decodes the photos for all
         train_loader, val_loader = load_data(settings, device)
+    run.set_photos(train_loader.dataset.names)
     for warning in quick_findings(train_loader.dataset.pairs, val_loader.dataset.pairs):
         print(f"Warning: {warning}")
     print_settings(run, train_loader, val_loader, device)
@@ -373,8 +375,9 @@ def train_as_told(argv, defaults, given, device):
 
 def go_on(argv, checkpoints):
     """The command that goes on with a run that was stopped."""
-    again = [flag for flag in argv if flag != "--load-model"]
-    again += ["--load-model"] if checkpoints.saved else []
+    again = list(argv)
+    if checkpoints.saved and "--load-model" not in again:
+        again.append("--load-model")
     start = ["torchrun", f"--nproc_per_node={world_size()}"] if world_size() > 1 else ["python"]
     return f"to go on: {shlex.join([*start, nearby(ROOT / 'train.py'), *again])}"
 
@@ -388,14 +391,19 @@ def move_others_aside(run, checkpoint, output):
     elif run.place is None:  # a classic checkpoint; whatever lies beside it is of another run
         names = (BEST_CHECKPOINT, "metrics.csv")
     elif any(
-        checkpoint.get("settings", {}).get(name) != getattr(settings, name) for name in FOLDERS
+        folder(checkpoint.get("settings", {}).get(name)) != folder(getattr(settings, name))
+        for name in FOLDERS
     ):
         print("Other photos than the checkpoint's: the best score starts anew")
         names = (BEST_CHECKPOINT,)
         run.best_since = run.epoch + 1
-        run.part = None
     if names and rank() == 0:
         move_aside(output, names)
+
+
+def folder(path):
+    """A folder of the settings, whichever way it is written; None of none."""
+    return path and os.path.realpath(ROOT / path)
 
 
 def print_summary(run, output, seconds):

@@ -7,6 +7,7 @@ drawn with the same polygons. Names, formats and folders are those of the Carvan
 import math
 import os
 import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -76,11 +77,17 @@ def make_demo(folder):
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     jobs = [(number, aside) for number in range(CARS)]
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=leave_signals) as pool:
         progress = tqdm(pool.map(draw_car, jobs), "drawing", CARS, unit=" cars", disable=None)
         for _ in progress:
             pass
     os.replace(aside, folder)
+
+
+def leave_signals():
+    """Ctrl-C and SIGTERM, which all processes may get, are for the first one to answer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def draw_car(job):

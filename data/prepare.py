@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a
 from command_line import Parser, run_script  # noqa: E402
 from data.draw_demo import make_demo  # noqa: E402
 from dataset import car_id, split_by_car  # noqa: E402
-from files import BadInput, Pair, for_all_pairs  # noqa: E402
+from files import BadInput, Pair, check_scans, for_all_pairs, shown  # noqa: E402
 
 DATA = Path(__file__).resolve().parent
 COMPETITION = "carvana-image-masking-challenge"
@@ -52,18 +52,20 @@ def prepare_carvana(source, target=DATA):
     """
     source, target = Path(source), Path(target)
     if not source.is_dir():
-        raise BadInput(f"{source}: no such folder: name the one that holds train.zip")
+        raise BadInput(f"{shown(source)}: no such folder: name the one that holds train.zip")
     photos = list_source(source, "train", rf"({NAME})\.jpg")
     masks = list_source(source, "train_masks", rf"({NAME})_mask\.gif")
     alone = [f"train/{n}.jpg" for n in photos.keys() - masks.keys()]
     alone += [f"train_masks/{n}_mask.gif" for n in masks.keys() - photos.keys()]
     if alone:
-        what = f"{source}: photos and masks do not pair: download it again"
+        what = f"{shown(source)}: photos and masks do not pair: download it again"
         raise BadInput.listing(what, sorted(alone))
 
     cars = {car_id(name) for name in photos}
     if len(cars) < 2:
-        raise BadInput(f"{source}: {len(cars)} cars, and the split needs two: get the whole files")
+        raise BadInput(
+            f"{shown(source)}: {len(cars)} cars, and the split needs two: get the whole files"
+        )
     pairs = [Pair(name, f"{name}.jpg", f"{name}_mask.gif") for name in sorted(photos)]
     train, val = split_by_car(pairs)
     sides = dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
@@ -75,7 +77,9 @@ def prepare_carvana(source, target=DATA):
     for folder in FOLDERS:
         if (target / folder).exists() and (not aside.exists() or (aside / folder).exists()):
             path = target / folder
-            raise BadInput(f"{path}: exists already: move it away, or name another --output-dir")
+            raise BadInput(
+                f"{shown(path)}: exists already: move it away, or name another --output-dir"
+            )
     # Where each folder is now: in its place, if a run was killed while it renamed them.
     places = {f: target / f if (target / f).exists() else aside / f for f in FOLDERS}
     for place in places.values():
@@ -96,7 +100,7 @@ def prepare_carvana(source, target=DATA):
     for folder in reversed(FOLDERS):
         os.replace(places[folder], target / folder)
     aside.rmdir()
-    print(f"{target}: {len(train)} pairs for training, {len(val)} for validation")
+    print(f"{shown(target)}: {len(train)} pairs for training, {len(val)} for validation")
 
 
 def list_source(source, folder, pattern):
@@ -106,24 +110,26 @@ def list_source(source, folder, pattern):
         try:
             return list_zip(archive, folder, pattern)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise BadInput(f"{archive}: cannot be read ({error}): download it again") from None
+            raise BadInput(
+                f"{shown(archive)}: cannot be read ({error}): download it again"
+            ) from None
     if (source / folder).is_dir():
         paths = [p for p in (source / folder).iterdir() if not p.name.startswith(".")]
-        return {member_name(p.name, pattern, source / folder): p.read_bytes for p in paths}
+        return {member_name(p.name, pattern, shown(source / folder)): p.read_bytes for p in paths}
     raise BadInput(
-        f"{source}: holds neither {archive.name} nor a folder {folder}: get the files from "
+        f"{shown(source)}: holds neither {archive.name} nor a folder {folder}: get the files from "
         f"kaggle.com/c/{COMPETITION}/data, or add --download"
     )
 
 
 def list_zip(archive, folder, pattern):
     """list_source of a zip file. Raises BadInput for members that have no business there."""
-    opened = zipfile.ZipFile(archive)
+    opened, where = zipfile.ZipFile(archive), shown(archive)
     infos, members = opened.infolist(), {}
     total, size = sum(info.file_size for info in infos), archive.stat().st_size
     if total > MAX_GROWTH * size:
         raise BadInput(
-            f"{archive}: would unpack {size} bytes to {total}: nothing was unpacked; "
+            f"{where}: would unpack {size} bytes to {total}: nothing was unpacked; "
             "download it again"
         )
     for info in infos:
@@ -132,23 +138,23 @@ def list_zip(archive, folder, pattern):
         usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1 or not usual:
             raise BadInput(
-                f"{archive}: {info.filename!r} is a link, encrypted or packed in an odd way: "
+                f"{where}: {info.filename!r} is a link, encrypted or packed in an odd way: "
                 "nothing was unpacked; download it again"
             )
         if not info.filename.startswith(f"{folder}/"):
             raise BadInput(
-                f"{archive}: {info.filename!r} is not in {folder}/, so it is not the challenge's "
+                f"{where}: {info.filename!r} is not in {folder}/, so it is not the challenge's "
                 "file: nothing was unpacked; download it again"
             )
         if info.file_size > MAX_MEMBER_BYTES:
             raise BadInput(
-                f"{archive}: {info.filename!r} has {info.file_size} bytes: nothing was unpacked; "
+                f"{where}: {info.filename!r} has {info.file_size} bytes: nothing was unpacked; "
                 "download it again"
             )
-        name = member_name(info.filename.removeprefix(f"{folder}/"), pattern, archive)
+        name = member_name(info.filename.removeprefix(f"{folder}/"), pattern, where)
         if name in members:
             raise BadInput(
-                f"{archive}: {info.filename!r} is in it twice: nothing was unpacked; "
+                f"{where}: {info.filename!r} is in it twice: nothing was unpacked; "
                 "download it again"
             )
         members[name] = lambda info=info: read_member(opened, info)
@@ -178,6 +184,7 @@ def copy_pair(read_photo, read_mask, photo_path, mask_path):
     for read, path in ((read_photo, photo_path), (read_mask, mask_path)):
         try:
             contents.append(read())
+            check_scans(path, contents[-1])
             with Image.open(io.BytesIO(contents[-1]), formats=FORMATS) as image:
                 sizes.append(image.size)
                 if image.width * image.height > MAX_PIXELS:
@@ -231,16 +238,20 @@ def main(argv=None):
     try:
         if args.command == "demo":
             if args.output_dir.exists():
-                raise BadInput(f"{args.output_dir}: exists already: remove it to draw it again")
+                raise BadInput(
+                    f"{shown(args.output_dir)}: exists already: remove it to draw it again"
+                )
             make_demo(args.output_dir)
-            print(f"{args.output_dir}: photos and masks are drawn; now python train.py")
+            print(f"{shown(args.output_dir)}: photos and masks are drawn; now python train.py")
         else:
             if args.download:
                 download(args.source)
             prepare_carvana(args.source, args.output_dir)
     except OSError as problem:
         path, reason = problem.filename or args.output_dir, problem.strerror or problem
-        raise BadInput(f"{path}: {reason}: free some space, or name another --output-dir") from None
+        raise BadInput(
+            f"{shown(path)}: {reason}: free some space, or name another --output-dir"
+        ) from None
     except KeyboardInterrupt:
         print("the same command goes on from here", file=sys.stderr)
         raise

@@ -282,3 +282,22 @@ def test_bad_input_is_one_line_and_exit_code_2(call, data, flags, line):
 def test_help_says_what_the_exit_codes_mean(call):
     code, out, _ = call(check_data.main, "--help")
     assert code == 0 and "Exit codes: 0" in out and "1 warnings" in " ".join(out.split())
+
+
+def test_numbers_for_names_are_no_cars(tmp_path):
+    pairs = []
+    for seed, side in enumerate(("train", "val")):
+        for folder in write_pairs(tmp_path, cars=2, views=1, side=side, seed=seed):
+            for number, path in enumerate(sorted(folder.iterdir())):
+                path.rename(folder / f"{number:04d}{path.suffix}")
+        pairs.append(find_pairs(tmp_path / f"{side}_images", tmp_path / f"{side}_masks"))
+    assert [pair.name for pair in pairs[0]] == [pair.name for pair in pairs[1]]
+    assert quick_findings(*pairs) == []
+
+
+def test_empty_masks_of_one_side_are_what_training_refuses(data, report, tmp_path):
+    write_pairs(data, cars=2, side="val", seed=6)
+    for path in (data / "val_masks").iterdir():
+        Image.new("L", (72, 48)).save(path)
+    code, found = report("--val-img-dir", data / "val_images", "--val-mask-dir", data / "val_masks")
+    assert code == 2 and len(files_of(found, "empty")) == 4

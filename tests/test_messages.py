@@ -55,6 +55,7 @@ from submission import Submission
 PHOTO = "data/train_images/000000000000_01.jpg"
 MASK = "data/train_masks/000000000000_01_mask.gif"
 NET, LATEST = "net.pth.tar", f"run/{CHECKPOINT}"
+SHARED = torch.zeros(8, 4, 3, 3)
 FOLDERS = "--image-dir data/train_images --mask-dir data/train_masks"
 
 
@@ -183,6 +184,14 @@ def declare_much(path):
     content = Path(path).read_bytes()
     place = content.rindex(b"PK\1\2") + 24
     write(path, content[:place] + (2**31).to_bytes(4, "little") + content[place + 4 :])
+
+
+def with_scans(path):
+    """A JPEG that says of itself that it has two hundred scans."""
+    content = Path(path).read_bytes()
+    scans = b"\xff\xda" * 200
+    note = b"\xff\xfe" + (len(scans) + 2).to_bytes(2, "big") + scans
+    write(path, content[:2] + note + content[2:])
 
 
 def add_to_zip(member, path="challenge/train.zip"):
@@ -331,6 +340,12 @@ CASES = [
         read_photo,
         f"car.jpg | cannot be read as an image (not an image) | {AGAIN}",
         later(write, "car.jpg", b"a text"),
+    ),
+    Case(
+        "a photo of too many scans",
+        read_photo,
+        "car.jpg | has 201 scans | save it anew, or remove it",
+        later(with_scans, "car.jpg"),
     ),
     Case(
         "a photo of too many pixels",
@@ -668,6 +683,18 @@ CASES = [
         later(declare_much, NET),
     ),
     Case(
+        "a checkpoint with something before it",
+        load,
+        f"{NET} | begins with something else, where others look | use another copy",
+        lambda: write(NET, b"before" + Path(NET).read_bytes()),
+    ),
+    Case(
+        "a checkpoint that lets torch make much of little",
+        load,
+        f"{NET} | holds more than tensors and plain values | get it from someone you trust",
+        later(checkpoint, more=bytearray(3)),
+    ),
+    Case(
         "a checkpoint that does not fit the model",
         lambda: load_checkpoint(NET, UNet(features=(8,))),
         f"{NET} | its weights do not fit the network:  | {ANOTHER}",
@@ -704,6 +731,14 @@ CASES = [
     wrong_checkpoint(
         "a tensor declares more than the file holds",
         later(weights, bottleneck__conv__0__weight=torch.zeros(1).expand(8, 4, 3, 3)),
+    ),
+    wrong_checkpoint(
+        "its weights declare more than the file holds",
+        later(
+            weights,
+            bottleneck__conv__0__weight=SHARED,
+            ups__1__conv__0__weight=SHARED.view(4, 8, 3, 3),
+        ),
     ),
     wrong_checkpoint(
         "final_conv.bias: numbers were expected, nan or inf found",
@@ -917,6 +952,12 @@ CASES = [
         "validation photos without masks to check",
         f"check_data.py {PAIRS} --val-img-dir data/train_images",
         "--val-img-dir and --val-mask-dir | belong together | name both",
+    ),
+    Case(
+        "a contact sheet among the photos",
+        "check_data.py data/train_images data/train_masks --sheet data/train_images/sheet.png",
+        "--sheet data/train_images/sheet.png | is a folder, or among the photos"
+        " | name another file",
     ),
     Case(
         "a contact sheet that cannot be written",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from test_run import settings
 
-from optimizer import learning_rate, make_optimizer
+from optimizer import learning_rate, load_moments, make_optimizer
 
 
 def rates(scheduler, steps=50, **changes):
@@ -54,3 +54,35 @@ def test_each_optimizer_goes_downhill(name, kind):
         weight.square().sum().backward()
         optimizer.step()
     assert weight.abs().max() < 0.3
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_moments_of_another_memory_layout_make_the_same_step(kind):
+    def step(change):
+        """Two steps, between which the optimizer's state is saved, changed and loaded."""
+        torch.manual_seed(0)
+        weight = torch.rand(4, 3, 3, 3, requires_grad=True)
+        told, saved = settings(optimizer=kind), None
+        for gradient in torch.rand(2, 4, 3, 3, 3):
+            optimizer = make_optimizer(told, [weight])
+            if saved:
+                load_moments(optimizer, kind, saved)
+            weight.grad = gradient
+            optimizer.step()
+            saved = optimizer.state_dict()
+            for name, tensor in saved["state"][0].items():
+                saved["state"][0][name] = change(tensor)
+        return weight
+
+    turned = step(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() else t)
+    assert torch.equal(turned, step(lambda t: t))
+
+
+@pytest.mark.parametrize("moment", [torch.tensor(0.0), torch.zeros(4, 3, 3, 1), 0.0])
+def test_moments_of_another_shape_are_refused(moment):
+    weight = torch.rand(4, 3, 3, 3, requires_grad=True)
+    optimizer = make_optimizer(settings(), [weight])
+    state = {"step": 1, "exp_avg": torch.zeros_like(weight), "exp_avg_sq": moment}
+    with pytest.raises((AttributeError, ValueError)):
+        load_moments(optimizer, "adam", optimizer.state_dict() | {"state": {0: state}})
+    assert not optimizer.state

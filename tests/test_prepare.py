@@ -1,9 +1,11 @@
 import hashlib
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -249,3 +251,15 @@ def test_a_folder_that_cannot_be_written_is_named(call, zips):
 def test_a_demo_that_exists_is_not_drawn_over(call, demo):
     code, _, err = call(prepare.main, "demo", "--output-dir", demo)
     assert code == 2 and "exists already" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX's groups of processes")
+def test_a_signal_to_all_processes_ends_the_drawing(tmp_path):
+    command = [sys.executable, ROOT / "data/prepare.py", "demo", "--output-dir", tmp_path / "demo"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(tmp_path.rglob("*.gif")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143 and "Traceback" not in err, err
+    assert not (tmp_path / "demo").exists()

@@ -79,8 +79,27 @@ def test_other_photos_than_those_the_epoch_began_with_begin_it_anew(
     photo = sorted((data / "train_images").iterdir())[0]
     photo.unlink()
     (data / "train_masks" / f"{photo.stem}_mask.gif").unlink()
+    with monkeypatch.context() as patch:  # at the same place: it is another part all the same
+        stop_after(patch, 1)
+        code, out, err = fit("run", "--epochs", 1, "--load-model")
+    assert code == 143 and "its epoch begins anew" in out, err
+    part = load_checkpoint(tmp_path / "run" / CHECKPOINT)["part"]
+    assert part["step"] == 1 and part["order"][1] == 7
     code, out, err = fit("run", "--epochs", 1, "--load-model")
-    assert code == 0 and "its epoch begins anew" in out, err
+    assert code == 0 and "begins anew" not in out, err
+
+
+def test_the_same_photos_in_another_place_go_on_inside_the_epoch(fit, data, tmp_path, monkeypatch):
+    fit("whole", "--epochs", 2)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert fit("run", "--epochs", 2)[0] == 143
+    (tmp_path / "link").symlink_to(data)
+    code, out, err = fit("run", "--epochs", 2, "--load-model", "--data-dir", tmp_path / "link")
+    assert code == 0 and "anew" not in out, err
+    states = [load_checkpoint(tmp_path / name / CHECKPOINT) for name in ("whole", "run")]
+    for name, tensor in states[0]["state_dict"].items():
+        assert tensor.equal(states[1]["state_dict"][name]), name
 
 
 @pytest.mark.parametrize("damage", [{"seen": 10**6}, {"step": -1}, {"order": 0}, {"loss_sum": 0}])
@@ -115,6 +134,7 @@ def test_a_killed_run_is_resumed_to_the_weights_of_one_never_killed(fit, data, t
     wait_for_epoch(process, 2)
     process.kill()
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
     code, _, err = fit("killed", "--epochs", 4, "--load-model")
     assert code == 0, err
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -160,3 +180,13 @@ def test_predict_removes_what_it_was_writing_when_terminated(photos, network, tm
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 143 and done.stderr == "stopped\n", done.stderr
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_output_that_cannot_be_written_is_answered_in_one_line():
+    script = "import command_line; command_line.run_script(lambda: print('much', flush=True))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: the output: No space left on device: "), done.stderr
