@@ -152,11 +152,13 @@ def open_image(path):
         ) from error
 
 
-def check_scans(path, content):
+def check_scans(path, image):
     """Raises BadInput for a JPEG of so many scans that a small file takes minutes to decode."""
-    scans = content.count(b"\xff\xda") if content.startswith(b"\xff\xd8") else 0
-    if scans > MAX_SCANS:
-        raise BadInput(f"{shown(path)}: has {scans} scans: save it anew, or remove it")
+    if image.format in ("JPEG", "MPO"):
+        image.fp.seek(0)
+        scans = image.fp.read().count(b"\xff\xda")
+        if scans > MAX_SCANS:
+            raise BadInput(f"{shown(path)}: has {scans} scans: save it anew, or remove it")
 
 
 def orientation(image):
@@ -208,7 +210,7 @@ def read_photo(path, size=None, channels=3):
     Raises BadInput for what is no photo.
     """
     with open_image(path) as image:
-        check_scans(path, Path(path).read_bytes())
+        check_scans(path, image)
         box = decode_scaled(image, size) if size is not None else None
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
@@ -236,7 +238,7 @@ def read_mask(path, size=None):
     whose colours are no mask.
     """
     with open_image(path) as image:
-        check_scans(path, Path(path).read_bytes())
+        check_scans(path, image)
         ImageOps.exif_transpose(image, in_place=True)
         mask = palette_mask(image, path) if image.mode == "P" else level_mask(image, path)
         if size is not None:  # as 0 and 255, since Pillow rounds between its two passes

@@ -184,11 +184,11 @@ def copy_pair(read_photo, read_mask, photo_path, mask_path):
     for read, path in ((read_photo, photo_path), (read_mask, mask_path)):
         try:
             contents.append(read())
-            check_scans(path, contents[-1])
             with Image.open(io.BytesIO(contents[-1]), formats=FORMATS) as image:
                 sizes.append(image.size)
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} is too large")
+                check_scans(path, image)
                 image.draft(None, (1, 1))  # all of a JPEG is read, but little of it computed
                 image.load()
         except Exception as error:  # a decoder fed with a broken file raises whatever it likes
