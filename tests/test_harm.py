@@ -336,13 +336,19 @@ def test_descriptors_threads_and_shared_memory_stay_the_same(tmp_path):
 
 
 @pytest.mark.torture
-def test_a_long_run_holds_no_more_at_its_end(tmp_path):
-    figures = figures_over(20, 2000, tmp_path)[1:-1]  # the last may be ending already
-    print()
+@pytest.mark.parametrize("epochs, photos", [(20, 2000), (80, 100)])
+def test_a_long_run_holds_no_more_at_its_end(epochs, photos, tmp_path):
+    figures = figures_over(epochs, photos, tmp_path)[1:-1]  # the last may be ending already
+    print(f"\n{epochs} epochs over {photos} photos")
     for name in figures[0]:
         values = np.array([one[name] for one in figures])
-        slope = np.polyfit(np.arange(len(values)), values, 1)[0]
-        print(f"{name}: {values.min():.0f} to {values.max():.0f}, {slope:+.3f} an epoch")
+        slope, late = (
+            np.polyfit(np.arange(len(part)), part, 1)[0] for part in (values, values[epochs // 2 :])
+        )
+        print(
+            f"{name}: {values.min():.0f} to {values.max():.0f}, {slope:+.3f} an epoch, "
+            f"{late:+.3f} over the second half"
+        )
         assert abs(slope) * len(values) < 0.05 * values.max() + 0.5, (name, values)
 
 
