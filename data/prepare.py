@@ -253,7 +253,8 @@ def main(argv=None):
             f"{shown(path)}: {reason}: free some space, or name another --output-dir"
         ) from None
     except KeyboardInterrupt:
-        print("the same command goes on from here", file=sys.stderr)
+        if args.command == "carvana":
+            print("the same command goes on from here", file=sys.stderr)
         raise
     return 0
 
