@@ -133,7 +133,7 @@ def list_zip(archive, folder, pattern):
             "download it again"
         )
     for info in infos:
-        if info.is_dir():
+        if info.filename.endswith("/"):  # is_dir() fails where there is no name
             continue
         usual = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if stat.S_ISLNK(info.external_attr >> 16) or info.flag_bits & 1 or not usual:

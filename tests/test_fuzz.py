@@ -206,6 +206,7 @@ def read_all(kind, count, folder, results):
     @hypothesis.given(mutated(valid), st.sampled_from(readers))
     def read(content, reader):
         place = folder / "input"
+        shutil.rmtree(place, ignore_errors=True)  # of one that failed, and is tried again
         place.mkdir()
         (folder / "last input").write_bytes(content)
         begin = time.perf_counter()

@@ -143,6 +143,16 @@ def test_members_that_have_no_business_there_refuse_the_archive_whole(
     assert contents(tmp_path) == before
 
 
+def test_a_member_without_a_name_refuses_the_archive(zips, tmp_path):
+    content = bytearray((zips / "train.zip").read_bytes())
+    entry = content.rindex(b"PK\1\2")  # the last one's; its name becomes its comment
+    content[entry + 32 : entry + 34] = content[entry + 28 : entry + 30]
+    content[entry + 28 : entry + 30] = b"\0\0"
+    (zips / "train.zip").write_bytes(content)
+    with pytest.raises(BadInput, match="'' is not in train/"):
+        prepare_carvana(zips, tmp_path / "data")
+
+
 def test_a_member_that_is_absurdly_large_refuses_the_archive(zips, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "MAX_MEMBER_BYTES", 100)
     with pytest.raises(BadInput, match="bytes: nothing was unpacked"):
