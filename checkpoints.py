@@ -133,15 +133,20 @@ def declared_sizes(filename):
             raise BadInput("is compressed, as torch.save leaves no file: use another copy")
         for member in members:
             if member.filename.endswith("data.pkl"):
-                for code, value, _ in pickletools.genops(archive.read(member)):
-                    if code.name == "GLOBAL" and value.split()[-1] in STRANGE:
-                        raise BadInput(
-                            f"holds more than tensors and plain values ({printable(value)}): get "
-                            "it from someone you trust"
-                        )
+                refuse_strange(archive.read(member))
     size, declared = os.path.getsize(filename), sum(member.file_size for member in members)
     if declared > size:
         raise BadInput(f"declares {declared} bytes in a file of {size}: use another copy")
+
+
+def refuse_strange(pickled):
+    """Raises BadInput, without the file's name, for a pickle that calls one of STRANGE."""
+    for code, value, _ in pickletools.genops(pickled):
+        if code.name == "GLOBAL" and value.split()[-1] in STRANGE:
+            raise BadInput(
+                f"holds more than tensors and plain values ({printable(value)}): get it from "
+                "someone you trust"
+            )
 
 
 def unlike_a_unet(checkpoint):
@@ -167,10 +172,8 @@ def unlike_a_unet(checkpoint):
 
     if any(tensor_size(tensor) > stored_size(tensor) for tensor in tensors_of(checkpoint)):
         return "a tensor declares more than the file holds"
-    parts = [tensor for tensor in weights.values() if isinstance(tensor, torch.Tensor)]
-    storages = {tensor.untyped_storage() for tensor in parts}
-    stored = {storage.data_ptr(): storage.nbytes() for storage in storages}
-    if sum(map(tensor_size, parts)) > sum(stored.values()):
+    stored = {t.untyped_storage().data_ptr(): stored_size(t) for t in tensors_of(weights)}
+    if sum(map(tensor_size, tensors_of(weights))) > sum(stored.values()):
         return "its weights declare more than the file holds"
     with torch.device("meta"):
         expected = UNet(**arguments).state_dict()

@@ -391,7 +391,7 @@ def move_others_aside(run, checkpoint, output):
     elif run.place is None:  # a classic checkpoint; whatever lies beside it is of another run
         names = (BEST_CHECKPOINT, "metrics.csv")
     elif any(
-        folder(checkpoint.get("settings", {}).get(name)) != folder(getattr(settings, name))
+        real_path(checkpoint.get("settings", {}).get(name)) != real_path(getattr(settings, name))
         for name in FOLDERS
     ):
         print("Other photos than the checkpoint's: the best score starts anew")
@@ -401,7 +401,7 @@ def move_others_aside(run, checkpoint, output):
         move_aside(output, names)
 
 
-def folder(path):
+def real_path(path):
     """A folder of the settings, whichever way it is written; None of none."""
     return path and os.path.realpath(ROOT / path)
 
