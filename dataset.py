@@ -1,169 +1,101 @@
-"""From files on disk to batches: split, cache, transforms, data sets, loaders.
+"""From files on disk to batches: transforms, split by car, data set, loaders.
 
 find_pairs -> split_by_car -> Cache -> CarvanaDataset -> get_loaders -> batches
 """
 
-import contextlib
-import glob
-import hashlib
-import math
-import multiprocessing
 import os
 import random
 import re
-import shutil
-import signal
-import threading
-from pathlib import Path
 
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before its import, or each start asks the network
+
+import albumentations as A
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from albumentations.pytorch import ToTensorV2
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from augment import get_eval_transform, get_train_transform
-from distributed import rank, world_size
-from files import (
-    BadInput,
-    check_header,
-    find_pairs,
-    for_all_pairs,
-    read_mask,
-    read_pair,
-    read_photo,
-    shown,
-    write_aside,
-)
+from support.cache import BINARY, Cache, decode_all, stable_hash
+from support.distributed import rank, world_size
+from support.errors import BadInput
+from support.images import IGNORED, photo_size, random_crop
+from support.pairs import check_header, find_pairs, read_pair
+from support.signals import init_worker
 
 VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
-CACHE_FORMAT = 1  # raise it when what read_pair returns changes
 
-__all__ = [  # the last four from files.py and augment.py, for others to find here
-    "CarvanaDataset",
-    "get_loaders",
-    "split_by_car",
-    "read_mask",
-    "read_photo",
-    "get_eval_transform",
-    "get_train_transform",
-]
+# Transforms ---------------------------------------------------------------------------------------
+
+MEAN, STD, MAX_PIXEL_VALUE = 0.0, 1.0, 255.0  # the classic normalization: photos from 0 to 1
+
+# What `--augment` does to a photo and its mask: lists to read and to edit.
+AUGMENTATIONS = {
+    # The recipe of the tutorials: turned up to 35 degrees, mirrored, now and then upside down.
+    "classic": [A.Rotate(limit=35, p=1.0), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.1)],
+    # For objects that always stand upright, as cars do, and short trainings.
+    "flip": [A.HorizontalFlip(p=0.5)],
+    # For few photos: also moved, scaled, in other light and colours, noisy or blurred.
+    "strong": [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=(0.8, 1.25),
+            translate_percent=(-0.1, 0.1),
+            rotate=(-5, 5),
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.8,
+        ),
+        A.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05, p=0.8),
+        A.OneOf([A.GaussNoise(std_range=(0.01, 0.05)), A.GaussianBlur(blur_limit=(3, 5))], p=0.2),
+    ],
+}
+
+
+def get_eval_transform(
+    height, width, mean=MEAN, std=STD, max_pixel_value=MAX_PIXEL_VALUE, augmentation=()
+):
+    """What evaluation and prediction do to a photo (H, W, C) and its mask (H, W), both uint8."""
+    # Masks are shrunk by area: OpenCV's nearest neighbour shifts them by up to half a step.
+    resize = A.Resize(height, width, mask_interpolation=cv2.INTER_AREA)
+    normalize = A.Normalize(mean, std, max_pixel_value)
+    return A.Compose([resize, *augmentation, normalize, ToTensorV2()])
+
+
+def get_train_transform(height, width, augment="classic", **normalization):
+    """What training does: the same, with one of AUGMENTATIONS."""
+    return get_eval_transform(height, width, **normalization, augmentation=AUGMENTATIONS[augment])
 
 
 # The split ----------------------------------------------------------------------------------------
 
 
-def car_and_view(name):
-    """("0cdf5b5d0ce1", "01") of a photo named so; any other name stands for itself, without view.
-
-    The challenge's photos are named `<12 hex digits>_<01..16>`.
-    """
-    found = re.fullmatch(r"([0-9a-f]{12})_(0[1-9]|1[0-6])", name.lower())
-    return found.groups() if found else (name.lower(), None)
-
-
-def car_id(name):
-    return car_and_view(name)[0]
+def car_id(name, group=None):
+    """What stays on one side of the split: what the first group of the regular expression `group`
+    finds in a photo's name, else the car of `<12 hex digits>_<01..16>`, as the challenge names its
+    photos; of any other name, the name itself."""
+    found = re.search(group, name) if group else None
+    found = found or re.fullmatch(r"([0-9a-f]{12})_(0[1-9]|1[0-6])", name.lower())
+    return (found and found[1] or name).lower()
 
 
-def stable_hash(text):
-    """64 bits that depend on the text alone: the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), "big")
-
-
-def split_by_car(pairs, fraction=VAL_FRACTION):
+def split_by_car(pairs, fraction=VAL_FRACTION, group=None):
     """(training pairs, validation pairs): a car is in one of them, with all its views.
 
     A car is held out where the hash of its id is below `fraction`, so neither the seed nor photos
     added later move it. Each side gets at least one car. Raises BadInput where there is only one.
     """
-    place = {car: stable_hash(car) / 2**64 for car in {car_id(pair.name) for pair in pairs}}
+    cars = {pair: car_id(pair.name, group) for pair in pairs}
+    place = {car: stable_hash(car) / 2**64 for car in set(cars.values())}
     if len(place) < 2:
-        raise BadInput(
-            f"{shown(pairs[0].photo)}: the only car or photo there is, and validation needs "
-            "another: "
-            "add photos, or a folder of validation photos"
-        )
+        only = "the only car or photo there is, and validation needs another"
+        raise BadInput(pairs[0].photo, only, "add photos, or a folder of validation photos")
     first, *_, last = sorted(place, key=place.get)
     held_out = ({car for car in place if place[car] < fraction} | {first}) - {last}
-    validation = [pair for pair in pairs if car_id(pair.name) in held_out]
-    return [pair for pair in pairs if car_id(pair.name) not in held_out], validation
+    validation = [pair for pair in pairs if cars[pair] in held_out]
+    return [pair for pair in pairs if cars[pair] not in held_out], validation
 
 
-# The cache: decoded once, read by memory map ever after -------------------------------------------
-
-
-class Cache:
-    """Photos and masks at one size, uint8, in one .npy file: a row a pair, photo first, then mask.
-
-    The file is mapped where it is used: a map held by a dataset would be pickled whole to spawned
-    workers.
-    """
-
-    def __init__(self, path, pairs, size, channels):
-        self.path, self.size, self.channels = path, size, channels
-        self.rows = {pair.photo: row for row, pair in enumerate(pairs)}
-        self.table = None
-
-    def read(self, pair):
-        """(photo, mask), just as read_pair(pair, size, channels) gives them."""
-        if self.table is None:
-            self.table = np.load(self.path, mmap_mode="r").view(np.ndarray)
-        height, width = self.size
-        row, end = self.table[self.rows[pair.photo]], height * width * self.channels
-        return row[:end].reshape(height, width, self.channels), row[end:].reshape(height, width)
-
-    def __getstate__(self):
-        return self.__dict__ | {"table": None}
-
-
-def build_cache(pairs, size, channels, image_dir, cache_dir=None):
-    """Decode all pairs into a cache file, unless one is there that fits; return a Cache.
-
-    A file fits if its name does: it holds a hash of all that determines the content, the files'
-    names, sizes and modification times among them. Raises BadInput with all files that are bad.
-    """
-    image_dir = Path(image_dir).resolve()
-    mask_dir = Path(pairs[0].mask).resolve().parent
-    folder = Path(cache_dir) if cache_dir else image_dir.parent / ".cache"
-    place = stable_hash(f"{image_dir}\n{mask_dir}") >> 32  # a cache folder may serve several
-    prefix = f"{image_dir.name}-{place:08x}-{size[0]}x{size[1]}x{channels}-"
-    key = hashlib.blake2b(digest_size=8)
-    for pair in pairs:
-        for path in (pair.photo, pair.mask):
-            stat = os.stat(path)
-            facts = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, CACHE_FORMAT)
-            key.update(repr(facts).encode())
-    path = folder / f"{prefix}{key.hexdigest()}.npy"
-
-    height, width = size
-    shape = (len(pairs), height * width * (channels + 1))
-    if not path.exists() or path.stat().st_size < math.prod(shape):  # as after a broken disk
-        remedy = "free some space, or use --cache-dir or --no-cache"
-        check_free_space(path, math.prod(shape), remedy)
-        with write_aside(path, remedy) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for photo, mask in decode_all(pairs, size, channels, "decoding each photo once"):
-                file.write(photo.tobytes())
-                file.write(mask.tobytes())
-        for stale in set(folder.glob(f"{glob.escape(prefix)}*.npy")) - {path}:
-            with contextlib.suppress(OSError):
-                stale.unlink()
-    return Cache(path, pairs, size, channels)
-
-
-def check_free_space(path, size, remedy):
-    """Raises BadInput where the disk that `path` will be on has no room for `size` bytes."""
-    there = next(parent for parent in path.parents if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < size:
-        raise BadInput(
-            f"{shown(path)}: needs {size / 2**30:.2f} GiB, and only {free / 2**30:.2f} are free: "
-            f"{remedy}"
-        )
-
-
-# Datasets and loaders -----------------------------------------------------------------------------
+# The data set -------------------------------------------------------------------------------------
 
 
 class CarvanaDataset(Dataset):
@@ -177,10 +109,12 @@ class CarvanaDataset(Dataset):
         channels: 3 for RGB, 1 for grey.
         seed: with the epoch and the photo's name it determines all that is random.
         pairs: a part of what find_pairs finds, such as one side of split_by_car.
-        cache: a Cache of those pairs at that size.
+        cache: a Cache that holds those pairs at that size.
+        labels: what the values in the masks' files mean.
+        crop: side of the square, in pixels, that is cut out at random before the transform.
 
-    Item `i`, or `(epoch, i)`: image (C, H, W), float32 and normalized, and mask (1, H, W), float32
-    of 0 and 1. Raises BadInput for files that are bad.
+    Item `i`, or `(epoch, i)`: image (C, H, W), float32 and normalized, and mask (K, H, W) for K
+    classes, float32 of 0 and 1, and -1 where ignored. Raises BadInput for files that are bad.
     """
 
     def __init__(
@@ -193,13 +127,13 @@ class CarvanaDataset(Dataset):
         seed=0,
         pairs=None,
         cache=None,
+        labels=BINARY,
+        crop=None,
     ):
         self.pairs = find_pairs(image_dir, mask_dir) if pairs is None else pairs
         self.transform = transform or (get_eval_transform(*size) if size else None)
-        self.size = size
-        self.channels = channels
-        self.seed = seed
-        self.cache = cache
+        self.size, self.channels, self.seed, self.cache = size, channels, seed, cache
+        self.labels, self.crop = labels, crop
 
     def __len__(self):
         return len(self.pairs)
@@ -212,31 +146,53 @@ class CarvanaDataset(Dataset):
             photo, mask = self.cache.read(pair)
         else:
             check_header(pair)  # the files may have changed since the start
-            photo, mask = read_pair(pair, self.size, self.channels)
+            photo, mask = read_pair(pair, self.size, self.channels, self.labels)
+        # A photo of many crops comes many times an epoch.
+        seed = stable_hash(f"{self.seed} {epoch} {pair.name}" + f" {index}" * bool(self.crop))
+        if self.crop:
+            photo, mask = random_crop(photo, mask, self.crop, random.Random(seed))
         transform = self.transform or get_eval_transform(*mask.shape)
         if hasattr(transform, "set_random_state"):
-            # One stream for all steps. (set_random_seed would start the same stream in each of
-            # them, and the vertical flip would come only with the horizontal one.)
-            seed = stable_hash(f"{self.seed} {epoch} {pair.name}")
+            # One stream for all steps: set_random_seed would start the same one in each of them.
             transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
         # Copied, since arrays from Pillow and from the map are read-only.
         result = transform(image=np.array(photo), mask=np.array(mask))
-        image, mask = result["image"], np.asarray(result["mask"], np.float32)
+        image, mask = result["image"], result["mask"]
         if isinstance(image, np.ndarray):  # a transform of the caller's without ToTensorV2
             image = torch.from_numpy(image).permute(2, 0, 1)
-        return image.float(), torch.from_numpy(mask.reshape(1, *mask.shape[-2:]))
+        return image.float(), to_channels(mask, self.labels)
+
+    def __getitems__(self, keys):
+        """A batch's items; in a worker, which cannot raise it whole, a BadInput in their place."""
+        try:
+            return [self[key] for key in keys]
+        except BadInput as problem:
+            if get_worker_info() is None:
+                raise
+            return problem
 
     @property
     def names(self):
+        """The photos' names, in order."""
         return [pair.name for pair in self.pairs]
+
+
+def to_channels(mask, labels):
+    """A mask (H, W) of classes, as read_mask gives it, as a tensor of one channel a class: (K, H,
+    W), float32, of 0 and 1, and -1 in all channels where it is IGNORED."""
+    mask = np.asarray(mask)
+    if labels.classes == 1 and labels.ignore is None:
+        return torch.from_numpy(mask.reshape(1, *mask.shape[-2:]).astype(np.float32))
+    channels = (mask == np.arange(1, labels.classes + 1)[:, None, None]).astype(np.float32)
+    channels[:, mask == IGNORED] = -1
+    return torch.from_numpy(channels)
 
 
 class EpochSampler(Sampler):
     """Yields (epoch, index), in an order that is a function of the seed and the epoch.
 
-    Of several processes each takes every n-th, so that their batches together are those of a single
-    process with a batch n times as large. The first few come again where it does not come out even,
-    and do not count (see distributed.without_repeats).
+    Of several processes each takes every n-th: their batches together are those of one process. The
+    first few come again where it does not come out even (see support.distributed.own_part).
     """
 
     def __init__(self, length, seed):
@@ -256,9 +212,29 @@ class EpochSampler(Sampler):
         return -(-(self.length - self.start) // world_size())
 
 
+# Loaders ------------------------------------------------------------------------------------------
+
+
+class PhotoLoader(DataLoader):
+    """A DataLoader that raises a worker's BadInput as it is: PyTorch would keep its text alone."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            if isinstance(batch, BadInput):
+                raise batch
+            yield batch
+
+    def close(self):
+        """End the workers: where an exception keeps their queues alive, PyTorch would wait."""
+        if self._iterator is not None:  # PyTorch has no public name for it
+            self._iterator._shutdown_workers()
+            for worker in self._iterator._workers:
+                worker.kill()
+
+
 def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
-    """A DataLoader whose workers live on from epoch to epoch and leave signals to the script."""
-    return DataLoader(
+    """A loader whose workers live on from epoch to epoch and leave signals to the script."""
+    return PhotoLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -266,38 +242,14 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         worker_init_fn=init_worker,
+        collate_fn=collate,
         generator=torch.Generator(),  # so that starting workers leaves the main process's RNG alone
     )
 
 
-def init_worker(_):
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # SIGTERM too may be sent to all processes of a run: there is time for its last step.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
-    cv2.setNumThreads(0)  # workers are what uses the other cores
-
-
-def end_with_parent():
-    """End this process as soon as its run has ended, also by SIGKILL.
-
-    PyTorch looks only now and then, and where the run ended while its worker was starting, never.
-    """
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def end_workers(*loaders):
-    """End the processes of loaders that are not needed any more.
-
-    Where an exception keeps their queues alive, PyTorch would wait for them in vain when it exits.
-    """
-    for loader in loaders:
-        iterator = getattr(loader, "_iterator", None)  # PyTorch has no public name for it
-        if iterator is not None:
-            iterator._shutdown_workers()
-            for worker in iterator._workers:
-                worker.kill()
+def collate(items):
+    """A batch of items, or the BadInput that stands for them."""
+    return items if isinstance(items, BadInput) else default_collate(items)
 
 
 def get_loaders(
@@ -317,68 +269,53 @@ def get_loaders(
     cache=True,
     cache_dir=None,
     augment="classic",
+    mask_suffix=None,
+    labels=BINARY,
+    group=None,
+    crop=None,
 ):
     """(training loader, validation loader); the first one's `sampler.set_epoch` starts an epoch.
 
     With `size`, (height, width), photos are decoded once into a cache beside them (or in
     `cache_dir`), and a transform left out is the default one, with the augmentation `augment`;
     without, the transforms are applied to the photos at full size. Where `val_dir` is None,
-    validation is drawn from the training photos by car. Raises BadInput with all files that are
-    bad.
+    validation is drawn from the training photos by car or `group` (see car_id). With `crop`, photos
+    are cached as they are; an epoch has as many squares of `crop` pixels as would cover them, and
+    validation has whole photos, one a batch. Raises BadInput with all bad files.
     """
-    all_pairs = find_pairs(train_dir, train_maskdir)
-    if val_dir is not None:
-        train_pairs, val_pairs = all_pairs, find_pairs(val_dir, val_maskdir)
+    decoded_size = None if crop else size
+
+    def first_pass(pairs, image_dir):
+        """Decode all pairs once, so that all bad files are known together; a Cache, or None."""
+        if size and cache:
+            decoded = Cache(pairs, decoded_size, channels, image_dir, cache_dir, labels)
+            decoded.build()
+            return decoded
+        what = pairs, decoded_size, channels, "checking each photo", labels
+        for _ in decode_all(*what) if size else ():
+            pass
+
+    def loader_of(pairs, transform, decoded, sampler, batch_size, crop):
+        photos = decoded_size, channels, seed, pairs, decoded, labels, crop
+        dataset = CarvanaDataset(None, None, transform, *photos)
+        return make_loader(dataset, batch_size, num_workers, pin_memory, sampler)
+
+    train_pairs = all_pairs = find_pairs(train_dir, train_maskdir, mask_suffix)
+    if val_dir is None:
+        train_pairs, val_pairs = split_by_car(all_pairs, val_fraction, group)
+        train_cache = val_cache = first_pass(all_pairs, train_dir)
     else:
-        train_pairs, val_pairs = split_by_car(all_pairs, val_fraction)
-
-    train_cache = val_cache = first_pass(all_pairs, size, channels, train_dir, cache, cache_dir)
-    if val_dir is not None:
-        val_cache = first_pass(val_pairs, size, channels, val_dir, cache, cache_dir)
-
-    if size is not None:
+        val_pairs = find_pairs(val_dir, val_maskdir, mask_suffix)
+        train_cache, val_cache = first_pass(all_pairs, train_dir), first_pass(val_pairs, val_dir)
+    if size:
         train_transform = train_transform or get_train_transform(*size, augment=augment)
-    shared = {"size": size, "channels": channels, "seed": seed}
-    train_dataset = CarvanaDataset(
-        train_dir, train_maskdir, train_transform, pairs=train_pairs, cache=train_cache, **shared
-    )
-    val_dataset = CarvanaDataset(
-        val_dir, val_maskdir, val_transform, pairs=val_pairs, cache=val_cache, **shared
-    )
-    sampler = EpochSampler(len(train_dataset), seed)
-    val_part = range(rank(), len(val_dataset), world_size())  # see distributed.interleave
+    if crop:
+        sizes = [photo_size(pair.photo) for pair in train_pairs]
+        counts = [-(-height // crop) * -(-width // crop) for height, width in sizes]
+        train_pairs = [p for p, n in zip(train_pairs, counts, strict=True) for _ in range(n)]
+    order = EpochSampler(len(train_pairs), seed)
+    val_part = range(rank(), len(val_pairs), world_size())  # see utils.check_accuracy
     return (
-        make_loader(train_dataset, batch_size, num_workers, pin_memory, sampler),
-        make_loader(val_dataset, batch_size, num_workers, pin_memory, val_part),
+        loader_of(train_pairs, train_transform, train_cache, order, batch_size, crop),
+        loader_of(val_pairs, val_transform, val_cache, val_part, 1 if crop else batch_size, None),
     )
-
-
-def first_pass(pairs, size, channels, image_dir=None, cache=True, cache_dir=None):
-    """Decode everything once, before it is needed, so that all bad files are known together.
-
-    Returns a Cache, or None where there is to be none. Raises BadInput with all files that are bad.
-    """
-    if size is None:
-        return None
-    if cache:
-        return build_cache(pairs, size, channels, image_dir, cache_dir)
-    for _ in decode_all(pairs, size, channels, "checking each photo"):
-        pass
-    return None
-
-
-def decode_all(pairs, size, channels, description):
-    """Yield each pair as read_pair gives it, in order; raises BadInput once all are known.
-
-    For files that are bad, all together, and where not one mask shows an object.
-    """
-    empty = True
-    read = lambda pair: read_pair(pair, size, channels)  # noqa: E731
-    for photo, mask in for_all_pairs(read, pairs, description):
-        empty = empty and not mask.any()
-        yield photo, mask
-    if empty:
-        raise BadInput(
-            f"{shown(os.path.dirname(pairs[0].mask))}: no mask has a pixel of an object: save them "
-            "anew, 0 for the background and 255 for the object"
-        )

@@ -6,66 +6,53 @@
 REPO is this repository's `owner/name` on GitHub, or, with source="local", the folder of a clone.
 """
 
-import contextlib
+import importlib
 import sys
 from pathlib import Path
 
-dependencies = ["torch", "torchvision", "albumentations", "cv2", "PIL", "numpy", "tqdm"]
-
+dependencies = "torch torchvision albumentations cv2 PIL numpy tqdm".split()
 HERE = Path(__file__).resolve().parent
+NAMES = {"predict", "utils", "dataset", "model", "support", "tools"}
 
 
-@contextlib.contextmanager
-def own_modules():
-    """Import this repository's files here, whatever else is called `utils` or `model` elsewhere.
-
-    Afterwards those names mean again what they meant to the caller before.
-    """
-    names = {path.stem for path in HERE.glob("*.py")}
-    before = {name: sys.modules[name] for name in names if name in sys.modules}
-    for name, module in before.items():
-        if Path(getattr(module, "__file__", None) or ".").resolve().parent != HERE:
-            del sys.modules[name]
+def import_predict():
+    """predict.py of this repository. It and all that it imports are called unet_carvana_predict and
+    so on afterwards: models can be pickled, and the caller's `utils` or `model` are as before."""
+    done = sys.modules.get("unet_carvana_predict")
+    if done and Path(done.__file__).parent == HERE:
+        return done
+    callers = {
+        name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in NAMES
+    }
     sys.path.insert(0, str(HERE))
     try:
-        yield
+        return importlib.import_module("predict")
     finally:
         sys.path.remove(str(HERE))
-        for name in names - set(before):
-            sys.modules.pop(name, None)
-        sys.modules.update(before)
+        for name in [n for n in sys.modules if n.partition(".")[0] in NAMES]:
+            alias, module = f"unet_carvana_{name.replace('.', '_')}", sys.modules.pop(name)
+            sys.modules[alias] = module
+            for value in vars(module).values():
+                if isinstance(value, type) and value.__module__ == name:
+                    value.__module__ = alias
+        sys.modules.update(callers)
 
 
 def unet_carvana(pretrained=True, **kwargs):
-    """A UNet in evaluation mode.
-
-    Args:
-        pretrained: the weights that ship (see weights/README.md), with their features; otherwise
-            random ones.
-        **kwargs: arguments of UNet, for pretrained=False.
+    """A UNet in evaluation mode: pretrained, or with random weights and these arguments of UNet.
 
     Shape: (N, 3, H, W), RGB from 0 to 1, best of 320x480 -> (N, 1, H, W), logits.
     """
-    with own_modules():
-        from checkpoints import SHIPPED, build_model, load_checkpoint
-        from model import UNet
-
-        if not pretrained:
-            return UNet(**kwargs).eval()
-        if kwargs:
-            raise ValueError(f"{', '.join(kwargs)}: the pretrained network has its own: leave out")
-        return build_model(load_checkpoint(HERE / SHIPPED), SHIPPED, "cpu")
+    utils = import_predict().utils
+    if not pretrained:
+        return utils.UNet(**kwargs).eval()
+    if kwargs:
+        raise ValueError(f"{', '.join(kwargs)}: the pretrained network has its own: leave out")
+    return utils.build_model(utils.load_checkpoint(utils.SHIPPED))
 
 
 def predictor(checkpoint=None, **kwargs):
-    """A Predictor: `mask(path)` and `probabilities(path)` take a photo's file. See predictor.py.
-
-    Args:
-        checkpoint: a file of train.py or export.py; None for the weights that ship.
-        **kwargs: `device`, `height`, `width`, `tta`, as Predictor has them.
-    """
-    with own_modules():
-        from checkpoints import SHIPPED
-        from predictor import Predictor
-
-        return Predictor(checkpoint or HERE / SHIPPED, **kwargs)
+    """A Predictor of a checkpoint (None: the weights that ship), with arguments as in predict.py:
+    `mask(path)` and `probabilities(path)` take a photo's file."""
+    predict = import_predict()
+    return predict.Predictor(checkpoint or predict.utils.SHIPPED, **kwargs)

@@ -3,10 +3,10 @@
 After Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image
 Segmentation" (https://arxiv.org/abs/1505.04597), with two changes that most later ones share:
 convolutions are padded, so that the mask has the photo's size, and each is followed by BatchNorm.
-`python model.py` prints the levels, their shapes and the parameter count.
+`python model.py` prints each level's output and the parameter count.
 """
 
-import contextlib
+import math
 
 import torch
 from torch import nn
@@ -43,13 +43,22 @@ class UNet(nn.Module):
         in_channels: 3 for RGB photos, 1 for grey ones.
         out_channels: 1 for a binary mask.
         features: channels of each level on the way down; the bottleneck has twice the last.
+        checkpoint_activations: True: training keeps only each level's input and computes the rest
+            again on the way back, which takes less memory and more time.
 
     Shape: (N, in_channels, H, W) -> (N, out_channels, H, W), for any H and W.
     """
 
-    def __init__(self, in_channels=3, out_channels=1, features=(64, 128, 256, 512)):
+    def __init__(
+        self,
+        in_channels=3,
+        out_channels=1,
+        features=(64, 128, 256, 512),
+        checkpoint_activations=False,
+    ):
         super().__init__()
         self.features = tuple(features)
+        self.checkpoint_activations = checkpoint_activations
         # In the classic order: an optimizer's state counts the parameters in that of these lines.
         self.ups = nn.ModuleList()
         self.downs = nn.ModuleList()
@@ -59,7 +68,6 @@ class UNet(nn.Module):
         for feature in self.features:
             self.downs.append(DoubleConv(channels, feature))
             channels = feature
-
         self.bottleneck = DoubleConv(channels, channels * 2)
 
         # From the bottom up, each level's upsampling at 2i and its DoubleConv at 2i + 1.
@@ -71,13 +79,15 @@ class UNet(nn.Module):
 
         self.final_conv = nn.Conv2d(channels, out_channels, kernel_size=1)
 
-        # True: training keeps only each level's input and computes the rest again on the way back,
-        # which takes less memory and more time.
-        self.checkpoint_activations = False
+        if checkpoint_activations:  # BatchNorm then sees each batch twice: two smaller steps
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = 1 - math.sqrt(1 - module.momentum)
 
     def forward(self, x):
         height, width = x.shape[2:]
-        x = pad_to(x, max(height, self.smallest_side), max(width, self.smallest_side))
+        least = 2 ** len(self.features)  # pixels below which nothing would reach the bottleneck
+        x = pad_to(x, max(height, least), max(width, least))
 
         skips = []
         for down in self.downs:
@@ -96,32 +106,9 @@ class UNet(nn.Module):
 
     def level(self, double_conv, x):
         """double_conv(x), with or without keeping what lies between for the way back."""
-        if not (self.checkpoint_activations and self.training):
-            return double_conv(x)
-
-        def contexts():  # of the first computation, and of the second
-            return contextlib.nullcontext(), without_statistics(double_conv)
-
-        return checkpoint(double_conv, x, use_reentrant=False, context_fn=contexts)
-
-    @property
-    def smallest_side(self):
-        """Pixels below which the bottleneck would have none; smaller photos are padded to it."""
-        return 2 ** len(self.features)
-
-
-@contextlib.contextmanager
-def without_statistics(module):
-    """Keep BatchNorm's running statistics as they are: a second look at a batch must not count."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        if self.checkpoint_activations and self.training:
+            return checkpoint(double_conv, x, use_reentrant=False)
+        return double_conv(x)
 
 
 def pad_to(x, height, width):
@@ -133,39 +120,10 @@ def pad_to(x, height, width):
     return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]))
 
 
-def describe(model, height=160, width=240):
-    """The model as a table: each level's layer and the shape of its output for one photo."""
-    rows = []
-
-    def note_shape(name):
-        def hook(module, inputs, output):
-            shape = " x ".join(map(str, output.shape[1:]))
-            rows.append(f"{name:<12}{type(module).__name__:<18}{shape}")
-
-        return hook
-
-    in_channels = model.downs[0].conv[0].in_channels
-    levels = (DoubleConv, nn.ConvTranspose2d)
-    hooks = [
-        module.register_forward_hook(note_shape(name))
-        for name, module in model.named_modules()
-        if isinstance(module, levels) or module is model.final_conv
-    ]
-    with torch.inference_mode():
-        model(torch.zeros(1, in_channels, height, width))
-    for hook in hooks:
-        hook.remove()
-
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return "\n".join(
-        [
-            f"{'level':<12}{'layer':<18}output (channels x height x width)",
-            f"{'input':<30}{in_channels} x {height} x {width}",
-            *rows,
-            f"{parameters:,} parameters",
-        ]
-    )
-
-
 if __name__ == "__main__":
-    print(describe(UNet().eval()))
+    unet = UNet()
+    for path, part in unet.named_modules():
+        if isinstance(part, (DoubleConv, nn.ConvTranspose2d)) or part is unet.final_conv:
+            part.register_forward_hook(lambda _, __, x, p=path: print(p, list(x.shape[1:])))
+    unet(torch.zeros(1, 3, 160, 240))
+    print(f"{sum(parameter.numel() for parameter in unet.parameters()):,} parameters")

@@ -4,345 +4,311 @@
     python predict.py photos --output DIR --cutout        of a whole folder, cut-outs too
     python predict.py "photos/*.jpg" --background beach.jpg
     python predict.py photos --submission submission.csv  the challenge's file, no pictures
-    python predict.py photos --checkpoint unet.onnx       by onnxruntime, see export.py
 
-Pictures have their photo's own size. Those that exist are not made again, so an interrupted run
-goes on when it is started anew.
+Pictures that exist are not made again, so a run that was stopped goes on when started anew.
+From Python: mask = Predictor("weights/unet_carvana_small.pth").mask("car.jpg")
 """
 
-import argparse
-import contextlib
-import functools
-import hashlib
-import itertools
+import glob
 import json
 import os
 import sys
 import threading
-import time
+from contextlib import closing, nullcontext, suppress
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageColor
-from tqdm import tqdm
 
-from command_line import Parser, add_network_flags, number, run_script, whole
-from distributed import hide_progress
-from files import (
-    BadInput,
-    check_output,
-    cpu_count,
-    find_photos,
-    in_threads,
-    photo_size,
-    read_photo,
-    shown,
-)
-from pictures import colour_profile, cut_out, grey, in_front_of, overlay, save_mask
-from predictor import Predictor, binary_mask, scale
-from submission import Submission
-from utils import pick_device, save_picture, set_up
+import utils
+from dataset import get_eval_transform
+from support.checkpoints import find_checkpoint
+from support.command_line import Parser, add_network_flags, between, run_script, whole
+from support.errors import BadInput, shown
+from support.images import open_image, photo_size, read_photo
+from support.pairs import cpu_count, in_threads, list_images
+from support.plots import palette
+from support.progress import ProgressBar
+from support.tiles import in_tiles
+from support.writing import save_picture
+from tools import pictures
+from tools.submission import Submission, encode
 
-OUTPUT = "predictions"  # the folder, where none is named
-PICTURES = ("mask", "cutout", "background", "overlay", "probability")  # <photo>_<picture>.png
+ROOT = Path(__file__).resolve().parent
+KINDS = ("mask", "cutout", "background", "overlay", "probability")  # of pictures: car_mask.png
 LARGE = 16_000_000  # pixels; of photos above, one at a time is read or drawn
+large_photos = threading.Lock()
+
+
+class Predictor:
+    """A trained network that takes photos' files.
+
+    Args:
+        checkpoint: a file of train.py or tools/export.py (.onnx); by default the repository's
+            best checkpoint, else its latest, else the weights that ship.
+        device: "cuda", "mps", "cpu" or "auto".
+        height, width: what photos are scaled to for the network; None: as in training.
+        tta: average each photo's logits with those of its mirror image.
+
+    Attributes: `filename`, the checkpoint's; `size`, (height, width) that photos are scaled to;
+    `crop`, side of the tiles in which a network of crops sees photos at their own size (`size` is
+    None then), else None; `channels`, 3 for RGB, 1 for grey; `device`; `threshold`, the
+    checkpoint's own; `classes`, the names of the K classes. Raises BadInput for a checkpoint that
+    cannot be used; its methods, for a photo that cannot.
+    """
+
+    def __init__(self, checkpoint=None, device="auto", height=None, width=None, tta=False):
+        own = (ROOT / utils.BEST_CHECKPOINT, ROOT / utils.CHECKPOINT, Path(utils.SHIPPED))
+        self.filename = os.fspath(checkpoint or find_checkpoint(*own))
+        self.device, self.tta = utils.pick_device(device, tune=False), tta
+        load = load_onnx if self.filename.lower().endswith(".onnx") else load_torch
+        facts, self.answer = load(self.filename, self.device)
+        self.channels, self.threshold = facts["model"]["in_channels"], facts["threshold"]
+        self.classes, self.crop = facts["classes"], facts["crop"]
+        if self.crop and (height or width):
+            why = f"{shown(self.filename)} sees photos at their own size, in tiles"
+            raise BadInput("--image-height and --image-width", why, "leave them out")
+        own = facts["image_size"]
+        self.size = None if self.crop else (height or own[0], width or own[1])
+
+    def read(self, path):
+        """A photo as `logits` takes it: (height, width, channels), uint8."""
+        return read_photo(path, self.size, self.channels)
+
+    def logits(self, photos):
+        """The network's answer to photos of one size that `read` gave: (N, K, height, width),
+        float32. A tile is normalized when its turn comes: large photos take little memory more."""
+
+        def answer(images):
+            photos = images.movedim(1, -1).numpy()
+            logits = self.answer(photos)
+            if self.tta:
+                logits = (logits + self.answer(photos[:, :, ::-1]).flip(-1)) / 2
+            return logits
+
+        images = torch.from_numpy(np.stack(photos)).movedim(-1, 1)
+        return (in_tiles(answer, images, self.crop) if self.crop else answer(images)).numpy()
+
+    def full_size_logits(self, path):
+        """The network's answer to a photo, at the photo's own size: (K, H, W), float32."""
+        return pictures.scale(self.logits([self.read(path)])[0], photo_size(path))
+
+    def probabilities(self, path):
+        """A photo's probabilities of being object, at its own size: (H, W), float32, 0 to 1; of
+        several classes (K, H, W)."""
+        probabilities = pictures.sigmoid(self.full_size_logits(path))
+        return probabilities if len(self.classes) > 1 else probabilities[0]
+
+    def mask(self, path, threshold=None):
+        """A photo's mask at its own size: (H, W), uint8, 0 and 255; of several classes 0 for
+        background and 1 to K."""
+        threshold = self.threshold if threshold is None else threshold
+        return pictures.find_objects(self.full_size_logits(path), threshold)
+
+
+def load_torch(filename, device):
+    """(facts, answer) of a checkpoint of train.py: load_checkpoint's dict, and a function from
+    photos (N, height, width, channels), uint8, to logits (N, K, height, width), a tensor on the
+    CPU. Raises BadInput."""
+    checkpoint = utils.load_checkpoint(filename)
+    model = utils.build_model(checkpoint | {"crop": None}, device)
+
+    def answer(photos):
+        transform = get_eval_transform(*photos.shape[1:3], **checkpoint["normalization"])
+        images = torch.stack([transform(image=photo)["image"] for photo in photos])
+        return utils.logits_of(model, images, device).cpu()
+
+    return checkpoint, answer
+
+
+def load_onnx(filename, device):
+    """The same of a file of tools/export.py, computed by onnxruntime."""
+    try:
+        import onnxruntime
+
+        wanted = f"{device.type.upper()}ExecutionProvider", "CPUExecutionProvider"
+        there = [name for name in onnxruntime.get_available_providers() if name in wanted]
+        session = onnxruntime.InferenceSession(filename, providers=there)
+        (photos,), (output,) = session.get_inputs(), session.get_outputs()
+        written = {"classes": '["object"]', "crop": "null"}  # what files of version 1.0 do not say
+        written |= session.get_modelmeta().custom_metadata_map
+        facts = {n: json.loads(written[n]) for n in ("image_size", "threshold", "classes", "crop")}
+        facts["model"] = {"in_channels": photos.shape[3]}
+    except Exception as error:  # onnxruntime has many
+        reason = f"cannot be used ({' '.join(str(error).split())[:200]})"
+        raise BadInput(filename, reason, "pip install onnxruntime, or export it again") from None
+
+    def answer(images):
+        (result,) = session.run(None, {"photos": np.ascontiguousarray(images)})
+        result = torch.from_numpy(result.astype(np.float32))
+        return result.logit_(eps=1e-7) if output.name == "probabilities" else result
+
+    return facts, answer
 
 
 def get_args_parser():
+    """The flags of predict.py."""
     parser = Parser(prog="predict.py", description="Masks and cut-outs of photos.")
-    parser.add_argument(
-        "photos", nargs="+", metavar="PHOTO", help="files, folders, patterns such as 'a/*.jpg'"
-    )
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders, 'a/*.jpg'")
     group = parser.add_argument_group("network")
-    group.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="of train.py, or .onnx of export.py; without, the repository's best_checkpoint, else "
-        "its my_checkpoint, else the weights that ship",
-    )
-    size = {"type": whole(1, 16384), "metavar": "N"}
-    group.add_argument("--image-height", help="photos are scaled to it, as in training", **size)
-    group.add_argument("--image-width", help="likewise", **size)
-    group.add_argument(
-        "--threshold",
-        type=lambda text: number(text, "between 0 and 1", lambda value: 0 < value < 1),
-        metavar="X",
-        help="a pixel is object above this probability; without, the checkpoint's own",
-    )
+    add, size = group.add_argument, {"type": whole(1, 16384), "metavar": "N"}
+    which = "your best_checkpoint, else my_checkpoint, else the weights that ship"
+    add("--checkpoint", metavar="FILE", help=f"of train.py or tools/export.py (default: {which})")
+    add("--image-height", **size, help="photos are scaled to it (default: as in training)")
+    add("--image-width", **size, help="likewise")
+    add("--threshold", type=between(0, 1), metavar="X", help="object is above this probability")
     add_network_flags(group)
-    group = parser.add_argument_group("results")
-    group.add_argument(
-        "--output", metavar="DIR", type=Path, help=f"folder for pictures (default: {OUTPUT})"
-    )
-    group.add_argument(
-        "--cutout", action="store_true", help="the object alone, its background transparent"
-    )
-    group.add_argument(
-        "--background",
-        metavar="X",
-        type=read_background,
-        help="the object in front of a photo (a file) or a colour (red, '#00ff00')",
-    )
-    group.add_argument("--overlay", action="store_true", help="the mask as a tint over the photo")
-    group.add_argument(
-        "--probability",
-        nargs="?",
-        type=int,
-        const=8,
-        choices=(8, 16),
-        help="probabilities as grey, of 8 bits (without a number) or 16",
-    )
-    group.add_argument(
-        "--submission",
-        metavar="FILE",
-        help="the challenge's CSV file; no pictures then, unless --output names a folder",
-    )
-    group.add_argument("--overwrite", action="store_true", help="make again what exists")
+    add, bits = parser.add_argument_group("results").add_argument, {"const": 8, "choices": (8, 16)}
+    add("--output", metavar="DIR", type=Path, help="folder for pictures (default: predictions)")
+    add("--cutout", action="store_true", help="the object alone, its background transparent")
+    add("--background", metavar="X", type=read_background, help="in front of this photo or colour")
+    add("--overlay", action="store_true", help="the mask as a tint over the photo")
+    add("--probability", nargs="?", type=int, **bits, help="as grey of 8 bits (default) or 16")
+    add("--submission", metavar="FILE", help="the challenge's CSV file; masks only with --output")
+    add("--overwrite", action="store_true", help="make again what exists")
     return parser
 
 
-# What there is to do ------------------------------------------------------------------------------
+def read_background(text):
+    """An argparse type: a colour or a photo, as a picture. Raises BadInput."""
+    with suppress(ValueError):
+        return Image.new("RGB", (1, 1), ImageColor.getrgb(text)[:3])
+    return Image.fromarray(read_photo(text))
 
 
-class Task(NamedTuple):
-    """A photo, and what of it is still to be made: {picture: its path}, and a row or not."""
-
-    photo: str
-    pictures: dict
-    row: bool
+def find_photos(names):
+    """The photos that files, folders and patterns name, in order, each once. Raises BadInput."""
+    photos, missing = {}, []
+    for name in names:
+        found = [name]
+        if os.path.isdir(name):
+            found = sorted(path for paths in list_images(name).values() for path in paths)
+        elif not os.path.exists(name):
+            found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+        photos |= {os.path.abspath(photo): photo for photo in found}
+        missing += [] if found else [name]
+    if missing:
+        raise BadInput(", ".join(missing), "no such photo or folder", "check the path")
+    return list(photos.values())
 
 
 def check_names(photos, kinds, output):
     """Raises BadInput for photos whose results would have one name, or lie where photos are."""
-    by_name = {}
-    for photo in photos:
-        name = Path(photo).stem if kinds else Path(photo).name
-        by_name.setdefault(name, []).append(photo)
-        if len(os.fsencode(name)) > 255 - len("_probability.png"):
-            raise BadInput(
-                f"{shown(photo)}: no name is left for its results: give it a shorter one"
-            )
-    same = [", ".join(paths) for paths in by_name.values() if len(paths) > 1]
+    by_name = {Path(photo).stem: photo for photo in photos}
+    same = [shown(photo) for photo in photos if by_name[Path(photo).stem] != photo]
     if same:
-        what = "photos of one name, which their results would have too: call for each folder apart"
-        raise BadInput.listing(f"{what}, with an --output of its own", same)
-    folders = {os.path.dirname(photo) or "." for photo in photos}
-    if kinds and output.exists() and any(os.path.samefile(path, output) for path in folders):
-        raise BadInput(f"{shown(output)}: holds the photos: name another folder with --output")
+        what = "photos of the same name as others, which their results would have too"
+        raise BadInput.listing(f"{what}: call for each folder apart, with its own --output", same)
+    if kinds and output.resolve() in {Path(photo).resolve().parent for photo in photos}:
+        raise BadInput(output, "holds the photos", "name another folder with --output")
 
 
-def find_tasks(photos, kinds, args, submission):
-    """A Task for each photo."""
-    tasks = []
-    for photo in photos:
-        paths = {kind: args.output / f"{Path(photo).stem}_{kind}.png" for kind in kinds}
-        pictures = {k: path for k, path in paths.items() if args.overwrite or not path.exists()}
-        row = submission is not None and os.path.basename(photo) not in submission
-        tasks.append(Task(photo, pictures, row))
-    return tasks
+def predict_all(network, photos, batch_size, write, problems):
+    """Yield (photo, write(photo, logits)) in order; what is wrong with a photo goes to `problems`.
 
-
-def open_submission(args, predictor, threshold, photos):
-    """A context of the Submission to add rows to; of None where there is none to make."""
-    if not args.submission:
-        return contextlib.nullcontext()
-    facts = {
-        "checkpoint": hashlib.sha256(Path(predictor.filename).read_bytes()).hexdigest(),
-        "size": predictor.size,
-        "threshold": threshold,
-        "tta": args.tta,
-        "device": predictor.device.type,
-        "batch_size": args.batch_size,
-        "folders": sorted({os.path.dirname(os.path.abspath(photo)) for photo in photos}),
-    }
-    names = [os.path.basename(photo) for photo in photos]
-    return Submission(args.submission, names, json.dumps(facts), afresh=args.overwrite)
-
-
-def read_background(text):
-    """An argparse type: a colour or a photo, as a picture."""
-    with contextlib.suppress(ValueError):
-        return Image.new("RGB", (1, 1), ImageColor.getrgb(text)[:3])
-    try:
-        return Image.fromarray(read_photo(text))
-    except BadInput as problem:
-        raise argparse.ArgumentTypeError(f"{problem} (and it is no colour)") from None
-
-
-# Reading, the network, writing: all at the same time ----------------------------------------------
-
-
-class Clock:
-    """Seconds spent in each part of the work, by all threads."""
-
-    def __init__(self):
-        self.seconds, self.lock = {}, threading.Lock()
-
-    @contextlib.contextmanager
-    def __call__(self, part):
-        start = time.perf_counter()
-        yield
-        with self.lock:
-            self.seconds[part] = self.seconds.get(part, 0) + time.perf_counter() - start
-
-    def shares(self):
-        """The parts' shares of that time, as a text."""
-        total = sum(self.seconds.values())
-        return ", ".join(f"{part} {spent / total:.0%}" for part, spent in self.seconds.items())
-
-
-def predict_all(tasks, predictor, batch_size, write, clock):
-    """Yield (task, problem or None) for each task that leaves something to be done, in order.
-
-    Threads read some photos ahead of the network and `write(task, logits)` some behind it, so
-    memory does not grow with the number of photos. Batches follow from all tasks, done or not: a
-    mask does not depend on where an earlier run stopped.
+    Threads read some photos ahead of the network and write some behind it: memory stays flat.
+    Photos at their own size go one by one, since they have many.
     """
-    batches = [tasks[i : i + batch_size] for i in range(0, len(tasks), batch_size)]
-    batches = [batch for batch in batches if any(task.pictures or task.row for task in batch)]
-    empty = np.zeros((*predictor.size, predictor.channels), np.uint8)
-    ahead = 2 * batch_size + cpu_count()
+    batch_size = 1 if network.crop else batch_size
+    ahead = 1 if network.crop else 2 * batch_size + cpu_count()
 
-    def read(task):
-        with clock("reading"):
-            return read_or_problem(predictor, task.photo)
-
-    def logits():
-        every_task = (task for batch in batches for task in batch)
-        with contextlib.closing(in_threads(read, every_task, ahead)) as read_photos:
-            for batch in batches:
-                photos = list(itertools.islice(read_photos, len(batch)))
-                with clock("network"):
-                    good = [empty if isinstance(photo, BadInput) else photo for photo in photos]
-                    logits = predictor.logits(good)
-                yield from zip(batch, photos, logits, strict=True)
-
-    def write_one(job):
-        task, photo, logits = job
-        if isinstance(photo, BadInput):
-            return task, str(photo)
-        with clock("writing"):
-            return task, write(task, logits)
-
-    with contextlib.closing(logits()) as answered:
-        for task, problem in in_threads(write_one, answered, ahead):
-            if task.pictures or task.row:
-                yield task, problem
-
-
-def read_or_problem(predictor, path):
-    """The photo, or the BadInput that it is: one bad file does not stop the others."""
-    try:
-        with turn(photo_size(path)):
-            return predictor.read(path)
-    except BadInput as problem:
-        return problem
-
-
-large_photos = threading.Lock()
-
-
-def turn(size):
-    """A context that photos above LARGE enter one after the other, for the memory they take."""
-    return large_photos if size[0] * size[1] > LARGE else contextlib.nullcontext()
-
-
-def write_results(task, logits, threshold, args, submission):
-    """Make what a Task asks for; returns what is wrong with the photo, or None.
-
-    Raises BadInput for what stops all photos, such as a full disk.
-    """
-    if not (task.pictures or task.row):
-        return None
-    with contextlib.ExitStack() as stack:
+    def attempt(work, photo, *more):
         try:
-            size = photo_size(task.photo)
-            stack.enter_context(turn(size))
-            photo = profile = None
-            if set(task.pictures) - {"mask", "probability"}:
-                photo = Image.fromarray(read_photo(task.photo))
-                profile = colour_profile(task.photo)
+            with large_photos if np.prod(photo_size(photo)) > LARGE else nullcontext():
+                return photo, work(photo, *more)
         except BadInput as problem:
-            return str(problem)
-        logits = scale(logits, size)
-        mask = binary_mask(logits, threshold)
-        if task.row:
-            submission.add(os.path.basename(task.photo), mask)
-        for kind, path in task.pictures.items():
-            if kind == "mask":
-                save_mask(mask, path)
-            elif kind == "probability":
-                save_picture(grey(logits, args.probability), path, compress_level=1)
-            else:
-                if kind == "cutout":
-                    picture = cut_out(photo, logits, threshold)
-                elif kind == "background":
-                    picture = in_front_of(args.background, photo, logits, threshold)
-                else:
-                    picture = overlay(photo, mask)
-                save_picture(picture, path, compress_level=1, icc_profile=profile)
-    return None
+            if problem.path != photo:  # such as a full disk
+                raise
+            problems.append(str(problem))
+
+    def answers():
+        images = in_threads(lambda photo: attempt(network.read, photo), photos, ahead)
+        with closing(images):
+            while batch := list(islice(images, batch_size)):
+                good = dict(filter(None, batch))
+                if good:
+                    yield from zip(good, network.logits(list(good.values())), strict=True)
+
+    with closing(answers()) as answered:
+        yield from filter(None, in_threads(lambda one: attempt(write, *one), answered, ahead))
+
+
+def draw(photo, logits, paths, threshold, background=None, bits=8):
+    """Make pictures of a photo, {kind: path}; returns its mask, as Predictor.mask does."""
+    logits = pictures.scale(logits, photo_size(photo))  # as test.py --full-size does
+    mask, image = pictures.find_objects(logits, threshold), None
+    colours = palette(len(logits)) if len(logits) > 1 else None
+    logits = logits[0] if len(logits) == 1 else logits.max(axis=0)  # of the likeliest class
+    if paths.keys() - {"mask", "probability"}:
+        image = Image.fromarray(read_photo(photo))
+        with open_image(photo) as file:  # without its profile, colours would be taken for others
+            own = file.mode in ("RGB", "RGBA")
+            image.info["icc_profile"] = file.info.get("icc_profile") if own else None
+    make = {
+        "cutout": lambda: pictures.cut_out(image, logits, threshold),
+        "background": lambda: pictures.in_front_of(background, image, logits, threshold),
+        "overlay": lambda: pictures.overlay(image, mask, colours),
+        "probability": lambda: pictures.grey(logits, bits),
+    }
+    if "mask" in paths:
+        pictures.save_mask(mask, paths["mask"], colours)
+    for kind in paths.keys() & make.keys():
+        save_picture(make[kind](), paths[kind], compress_level=1)
+    return mask
 
 
 def main(argv=None):
-    args = get_args_parser().parse_args(argv)
-    kinds = [kind for kind in PICTURES if kind == "mask" or getattr(args, kind)]
-    if args.submission and args.output is None:
-        if kinds != ["mask"]:
-            raise BadInput(f"--{kinds[1]} beside --submission: name a folder with --output")
-        kinds = []
-    args.output = args.output or Path(OUTPUT)
+    """Make what the flags in argv ask for; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for i, word in enumerate(words):  # without a number, a photo may stand after it
+        if word == "--probability" and words[i + 1 : i + 2] not in (["8"], ["16"]):
+            words[i] = "--probability=8"
+    args = get_args_parser().parse_args(words)
+    as_picture = args.output or not args.submission
+    kinds = [kind for kind in KINDS if getattr(args, kind, as_picture)]
+    output = args.output or Path("predictions")
     photos = find_photos(args.photos)
-    if kinds:
-        check_output(args.output, "--output")
-    check_names(photos, kinds, args.output)
+    check_names(photos, kinds, output)
 
-    device = pick_device(args.device)
-    set_up(device)
-    predictor = Predictor(args.checkpoint, device, args.image_height, args.image_width, args.tta)
-    threshold = args.threshold or predictor.threshold
-    with open_submission(args, predictor, threshold, photos) as submission:
-        tasks = find_tasks(photos, kinds, args, submission)
-        count = sum(bool(task.pictures or task.row) for task in tasks)
-        size = f"{predictor.size[0]}x{predictor.size[1]}"
-        print(f"{shown(predictor.filename)}: {count} photos at {size} on {device}", flush=True)
-        if count < len(tasks):
-            print(f"{len(tasks) - count} are done already (--overwrite makes them again)")
+    utils.pick_device(args.device)  # sets this process up, which a Predictor by itself leaves alone
+    network = Predictor(args.checkpoint, args.device, args.image_height, args.image_width, args.tta)
+    if args.submission and len(network.classes) > 1:
+        reason = f"{shown(network.filename)} has {len(network.classes)} classes, the challenge one"
+        raise BadInput("--submission", reason, "leave it out")
+    threshold, stat = args.threshold or network.threshold, os.stat(network.filename)
+    made_by = (network.filename, stat.st_mtime_ns, network.size, threshold, args.tta)
+    rows = args.submission and Submission(args.submission, photos, made_by, args.overwrite)
+    todo = {}  # {photo: {kind of picture that is to be made: its path}}
+    for photo in photos:
+        paths = {kind: output / f"{Path(photo).stem}_{kind}.png" for kind in kinds}
+        paths = {k: path for k, path in paths.items() if args.overwrite or not path.exists()}
+        if paths or (rows and photo not in rows):
+            todo[photo] = paths
 
-        write = functools.partial(
-            write_results, threshold=threshold, args=args, submission=submission
-        )
-        clock, start, problems = Clock(), time.perf_counter(), []
-        results = predict_all(tasks, predictor, args.batch_size, write, clock)
-        for _, problem in tqdm(results, total=count, unit=" photos", disable=hide_progress()):
-            if problem:
-                problems.append(problem)
-        if submission and len(problems) < len(tasks):
-            submission.finish()
+    def write(photo, logits):
+        mask = draw(photo, logits, todo[photo], threshold, args.background, args.probability)
+        return rows and encode(mask)
 
-    print_summary(count, problems, time.perf_counter() - start, clock, kinds, args)
+    where = shown(output if kinds else args.submission)
+    tiles = f"in tiles of {network.crop}x{network.crop}"
+    at = tiles if network.crop else f"at {network.size[0]}x{network.size[1]}"
+    how = f"{at} on {network.device}, into {where}"
+    print(f"{shown(network.filename)}: {len(todo)} photos {how}", flush=True)
+    if len(todo) < len(photos):
+        print(f"{len(photos) - len(todo)} are done already (--overwrite makes them again)")
+    problems = []
+    results = predict_all(network, todo, args.batch_size, write, problems)
+    for photo, runs in ProgressBar(results, total=len(todo), unit=" photos"):
+        if rows and photo not in rows:
+            rows.add(photo, runs)
+    if rows:
+        rows.finish()
     if problems:
-        print(BadInput.listing("photos that cannot be used", problems), file=sys.stderr)
-        return 1 if len(problems) < len(tasks) else 2
+        print(BadInput.listing("photos that cannot be used", sorted(problems)), file=sys.stderr)
+        return 1 if len(problems) < len(photos) else 2
     return 0
-
-
-def print_summary(count, problems, seconds, clock, kinds, args):
-    """How long it took, and where everything is."""
-    if count and count == len(problems):
-        return
-    if count:
-        print(
-            f"{count - len(problems)} photos in {seconds:.1f} s, {count / seconds:.1f} photos/s "
-            f"(of all threads' time: {clock.shares()})"
-        )
-    if kinds:
-        which = kinds[0] if len(kinds) == 1 else f"{{{','.join(kinds)}}}"
-        print(f"pictures: {shown(args.output)}/*_{which}.png")
-    if args.submission and count:
-        lacking = f", without the rows of {len(problems)} photos" if problems else ""
-        print(f"submission: {shown(Path(args.submission))}{lacking}")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,41 @@
-"""What the scripts share after the batch: device, scores, pictures."""
+"""What the scripts share around the network: device, losses, scores, checkpoints, pictures."""
 
-import ctypes
-import math
-import platform
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
-from torch.utils.data import Subset
 from torchvision.utils import save_image
 
-from checkpoints import CLASSIC
-from checkpoints import load_checkpoint as load_checkpoint  # for others to find here
-from checkpoints import save_checkpoint as save_checkpoint
-from distributed import sum_over_processes
-from files import BadInput, fitting, printable, write_aside
-from losses import bce
+from dataset import MAX_PIXEL_VALUE, MEAN, STD
+from model import UNet
+from support import checkpoints, distributed
+from support.errors import BadInput, printable
+from support.memory import keep_freed_memory
+from support.plots import draw_panel, palette
+from support.scores import class_scores, label_map
+from support.settings import class_names
+from support.tiles import in_tiles
+from support.writing import save_picture, write_aside
 
-THRESHOLDS = [number / 20 for number in range(4, 17)]  # 0.2 to 0.8, for find_threshold
+CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
+SHIPPED = str(Path(__file__).resolve().parent / "weights" / "unet_carvana_small.pth")
+
+# What a checkpoint of the classic recipe does not say; image_size is (height, width).
+CLASSIC = {
+    "image_size": [160, 240],
+    "normalization": {"mean": MEAN, "std": STD, "max_pixel_value": MAX_PIXEL_VALUE},
+    "threshold": 0.5,
+    "classes": None,  # names of what masks show; None: "object", or of several 1, 2, ...
+    "crop": None,  # side of the squares, at photos' own size, that it was trained on, in pixels
+}
 
 # The device ---------------------------------------------------------------------------------------
 
 
-def pick_device(name="auto"):
-    """A torch.device by its name, or as it is; "auto" takes CUDA, else Apple's MPS, else the CPU.
-
-    Raises BadInput for one that is not there.
-    """
+def pick_device(name="auto", tune=True):
+    """A torch.device by its name; "auto" takes CUDA, else Apple's MPS, else the CPU. With `tune`
+    this whole process is set up for it. Raises BadInput for one that is not there."""
     if name == "auto":
         mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -38,31 +45,19 @@ def pick_device(name="auto"):
             raise RuntimeError("it is none of cuda, mps and cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(
-            f"--device {name}: cannot be used here ({reason}): try --device cpu"
-        ) from None
+        why = str(error).splitlines()[0]
+        raise BadInput(f"--device {name}", f"cannot be used ({why})", "try --device cpu") from None
+    if tune and device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one size
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    elif tune and device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
-def set_up(device):
-    """Settings of torch and of the C library that make work on this device fast."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one size
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
-    elif device.type == "cpu" and platform.libc_ver()[0] == "glibc":
-        # Keep freed memory for the next step. Given back, it has to be cleared by the system for
-        # each large tensor anew, which costs a third of the time.
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no tensor gets a mapping of its own, which ends with it
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
-
-
 def amp_dtype(device):
-    """The 16-bit type in which this device computes natively, or None for full precision.
-
-    A CPU without bf16 instructions emulates them, at a tenth of its speed in float32.
-    """
+    """The 16-bit type in which this device computes natively, or None: a CPU without bf16 emulates
+    it, at a tenth of its speed in float32."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16
@@ -74,10 +69,8 @@ def amp_dtype(device):
 
 
 def memory_format(device):
-    """How images and weights lie in memory while training: channels last, unless in float32.
-
-    In float32 a CPU trains 1.3 times as fast in the default layout, though it evaluates 1.2 times
-    as fast in channels last.
+    """How images and weights lie in memory while training: channels last, unless in float32, where
+    a CPU trains 1.3 times as fast in the default layout, though it evaluates faster in the other.
     """
     return torch.contiguous_format if amp_dtype(device) is None else torch.channels_last
 
@@ -88,73 +81,121 @@ def autocast(device):
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
+# Losses: from logits and masks, (N, K, H, W), to one number a photo, (N,), in float32 -------------
+
+SMOOTH = 1.0  # pixels; makes an empty mask that is predicted empty a perfect one
+
+
+def bce(logits, masks):
+    """Binary cross-entropy, mean over the photo's pixels and classes."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), masks, reduction="none")
+    return loss.flatten(1).mean(1)
+
+
+def dice_loss(logits, masks):
+    """1 - 2|A∩B| / (|A|+|B|) with probabilities (V-Net, https://arxiv.org/abs/1606.04797)."""
+    both, total = soft_overlap(logits, masks)
+    return (1 - (2 * both + SMOOTH) / (total + SMOOTH)).mean(1)
+
+
+def iou_loss(logits, masks):
+    """1 - |A∩B| / |A∪B|, likewise."""
+    both, total = soft_overlap(logits, masks)
+    return (1 - (both + SMOOTH) / (total - both + SMOOTH)).mean(1)
+
+
+def bce_dice(logits, masks):
+    """The sum of both: cross-entropy for each pixel, Dice for the whole."""
+    return bce(logits, masks) + dice_loss(logits, masks)
+
+
+def soft_overlap(logits, masks):
+    """(|A∩B|, |A|+|B|) of probabilities and masks, each (N, K)."""
+    probabilities, masks = logits.float().sigmoid().flatten(2), masks.flatten(2)
+    return (probabilities * masks).sum(2), probabilities.sum(2) + masks.sum(2)
+
+
+def without_ignored(logits, masks):
+    """Both, with ignored pixels (-1 in the masks) turned into background that was found: they cost
+    no loss, move no weight, and are in no overlap."""
+    return logits.masked_fill(masks < 0, -100), masks.clamp(min=0)
+
+
+LOSSES = {"bce": bce, "dice": dice_loss, "iou": iou_loss, "bce-dice": bce_dice}
+
 # Scores -------------------------------------------------------------------------------------------
 
 
 def logit(probability):
-    """The logit of a probability between 0 and 1."""
-    return math.log(probability / (1 - probability))
+    """The logit of a probability; where it is 0 or 1, infinite."""
+    return torch.tensor(probability, dtype=torch.float64).logit().item()
 
 
 def predicted_masks(logits, threshold):
-    """True where the probability is above the threshold; at 0.5, where the logit is above 0."""
-    return logits > logit(threshold)
+    """(..., K, H, W), True where a pixel is of a class: its probability is the highest, and above
+    the threshold; at 0.5, its logit above 0."""
+    above = logits > logit(threshold)
+    if logits.shape[-3] == 1:
+        return above
+    return torch.zeros_like(above).scatter_(-3, logits.argmax(-3, keepdim=True), True) & above
 
 
 def logits_of(model, images, device, tta=False):
-    """The network's answer to images (N, C, H, W) from a loader: logits (N, 1, H, W), float32.
+    """The network's answer to images (N, C, H, W) from a loader: logits (N, K, H, W), float32.
 
-    With `tta`, the mean of its answers to them and to their mirror images.
+    With `tta`, the mean of its answers to them and to their mirror images. A network of crops (see
+    build_model) is asked tile by tile.
     """
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    with autocast(device):
-        logits = model(images).float()
-        if tta:
-            logits = (logits + model(images.flip(-1)).float().flip(-1)) / 2
-    return logits
+
+    def answer(images):
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        with autocast(device), torch.inference_mode():
+            logits = model(images).float()
+            if tta:
+                logits = (logits + model(images.flip(-1)).float().flip(-1)) / 2
+        return logits
+
+    side = getattr(model, "crop", None)
+    return in_tiles(answer, images, side) if side else answer(images)
 
 
 def score_batch(logits, masks, threshold=0.5, loss_function=bce):
     """Scores of each image by itself, so that they do not depend on the batch it came in.
 
     Args:
-        logits: (N, 1, h, w); brought to the masks' size if theirs is another.
-        masks: (N, 1, H, W), 0 and 1.
-        threshold: a pixel counts as object where its probability is above it.
-        loss_function: one of losses.LOSSES.
+        logits: (N, K, h, w); brought to the masks' size if theirs is another.
+        masks: (N, K, H, W), 0 and 1, and -1 for pixels that count nowhere.
+        threshold: a pixel counts as object above this probability; loss_function: one of LOSSES.
 
     Returns a dict of tensors (N,) on the CPU, float64: `loss`, `correct` and `pixels` (counts),
     `accuracy`, `dice`, `iou` (0 to 1). Dice is 2|A∩B| / (|A|+|B|), and 1 where both masks are
-    empty: the challenge's own definition.
+    empty: the challenge's own definition; of several classes it is the mean. `constant` is the
+    Dice of marking everything. Also (N, K), pixels: `both` (|A∩B|), `total` (|A|+|B|), `true`.
     """
     logits = logits.float()
     if logits.shape[-2:] != masks.shape[-2:]:
         logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
+    known = (masks[:, :1] >= 0).flatten(2)
+    logits, masks = without_ignored(logits, masks)
     loss = loss_function(logits, masks)
-    predicted, true = predicted_masks(logits, threshold), masks > 0.5
-    both, total = overlap(predicted, true)
-    correct = (predicted == true).flatten(1).sum(1).cpu().double()
-    pixels = torch.full_like(correct, true[0].numel() if len(true) else 0)
+    predicted, true = predicted_masks(logits, threshold).flatten(2), masks.flatten(2) > 0.5
+    right = (predicted == true).all(1, keepdim=True) & known
+    counts = [mask.sum(2) for mask in (predicted & true, predicted, true, right, known)]
+    # No float64 on MPS.
+    loss, both, predicted, true, correct, pixels = (x.cpu().double() for x in (loss, *counts))
+    correct, pixels, total = correct[:, 0], pixels[:, 0], predicted + true
     return {
-        "loss": loss.cpu().double(),
+        "loss": loss,
         "correct": correct,
         "pixels": pixels,
-        "accuracy": correct / pixels,
-        "dice": dice(both, total),
-        "iou": torch.where(total == 0, 1.0, both / (total - both)),
+        "accuracy": correct / pixels.clamp(min=1),
+        "dice": torch.where(total == 0, 1.0, 2 * both / total).mean(1),
+        "iou": torch.where(total == 0, 1.0, both / (total - both)).mean(1),
+        "constant": (2 * true / (true + pixels[:, None])).max(1).values,
+        "both": both,
+        "total": total,
+        "true": true,
     }
-
-
-def dice(both, total):
-    """2|A∩B| / (|A|+|B|) from what overlap gives; 1 where both masks are empty."""
-    return torch.where(total == 0, 1.0, 2 * both / total)
-
-
-def overlap(predicted, true):
-    """(|A∩B|, |A|+|B|) of masks (N, 1, H, W) of True and False: (N,) each, float64, on the CPU."""
-    predicted, true = predicted.flatten(1), true.flatten(1)
-    counts = torch.stack([(predicted & true).sum(1), predicted.sum(1) + true.sum(1)])
-    return counts.cpu().double()
 
 
 def predictions(loader, model, device, tta=False):
@@ -162,117 +203,128 @@ def predictions(loader, model, device, tta=False):
     was_training = model.training
     model.eval()
     for images, masks in loader:
-        with torch.inference_mode():
-            logits = logits_of(model, images, device, tta)
-        yield images, masks.to(device, non_blocking=True), logits
+        yield images, masks.to(device, non_blocking=True), logits_of(model, images, device, tta)
     model.train(was_training)
 
 
 def score_loader(loader, model, device, threshold=0.5, tta=False, loss_function=bce):
     """score_batch over a loader: a dict of tensors (number of images,) in the loader's order."""
-    scores = [
-        score_batch(logits, masks, threshold, loss_function)
-        for _, masks, logits in predictions(loader, model, device, tta)
-    ]
-    if not scores:  # one process of many, with fewer photos than processes
-        scores = [score_batch(torch.empty(0, 1, 1, 1), torch.empty(0, 1, 1, 1))]
+    batches = predictions(loader, model, device, tta)
+    scores = [score_batch(logits, masks, threshold, loss_function) for _, masks, logits in batches]
+    if not scores:  # a process may have no photos
+        scores = [score_batch(*torch.empty(2, 0, model.final_conv.out_channels, 1, 1))]
     return {name: torch.cat([batch[name] for batch in scores]) for name in scores[0]}
 
 
-def find_threshold(loader, model, device):
-    """The one of THRESHOLDS with the best mean Dice over a loader's images, of all processes."""
-    sums = torch.zeros(len(THRESHOLDS))
-    for _, masks, logits in predictions(loader, model, device):
-        for index, threshold in enumerate(THRESHOLDS):
-            both, total = overlap(predicted_masks(logits, threshold), masks > 0.5)
-            sums[index] += dice(both, total).sum()
-    sums = sum_over_processes(sums.to(device)).tolist()
-    # Of equally good ones that nearest to 0.5.
-    return max(zip(sums, THRESHOLDS, strict=True), key=lambda one: (one[0], -abs(one[1] - 0.5)))[1]
+def check_accuracy(loader, model, device, threshold=0.5, loss_function=bce, classes=None):
+    """Print the two classic lines; return means over images: loss, accuracy, dice, iou (see
+    report_accuracy). Under torchrun each process gives a loader of its part of the photos."""
+    distributed.share_buffers(model)
+    device = torch.device(device)
+    scores = score_loader(loader, model, device, threshold, loss_function=loss_function)
+    return report_accuracy(scores, device, classes)
 
 
-def check_accuracy(loader, model, device, threshold=0.5):
-    """Print the two classic lines; return means over images: loss, accuracy, dice, iou."""
-    return report_accuracy(score_loader(loader, model, torch.device(device), threshold))
-
-
-def report_accuracy(scores):
-    """What check_accuracy prints and returns, from scores that score_loader gave."""
-    correct, pixels = int(scores["correct"].sum()), int(scores["pixels"].sum())
-    means = {name: scores[name].mean().item() for name in ("loss", "accuracy", "dice", "iou")}
+def report_accuracy(scores, device, classes=None):
+    """What check_accuracy prints and returns, from scores that score_loader gave; of several
+    `classes`, their names, also what class_scores gives."""
+    names = "loss", "accuracy", "dice", "iou", "constant", "correct", "pixels"
+    counts = torch.cat([scores[name].sum(0) for name in ("both", "total", "true")])  # (3 K,)
+    sums = [len(scores["dice"]), *(scores[name].sum() for name in names), *counts]
+    count, *sums = distributed.reduce(sums, device)
+    means = {name: part / count for name, part in zip(names[:5], sums, strict=False)}
+    correct, pixels = int(sums[5]), int(sums[6])
+    if len(counts) > 3:
+        sums, names = torch.tensor(sums[7:]).view(3, -1), classes or class_names(len(counts) // 3)
+        means |= class_scores(*sums, pixels, names)
     print(f"Got {correct}/{pixels} with acc {100 * correct / pixels:.2f}")
     print(f"Dice score: {means['dice']:.5f}", flush=True)
     return means
+
+
+# Checkpoints --------------------------------------------------------------------------------------
+
+
+def save_checkpoint(state, filename=CHECKPOINT):
+    """Write a dict of tensors and plain values, whole or not at all. Raises BadInput."""
+    with write_aside(filename) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how torch reports that the file took no more
+            if "DataLoader" in str(error):  # a data worker that died at this moment
+                raise
+            raise OSError(f"{error}".splitlines()[0]) from error
+
+
+def load_checkpoint(filename=CHECKPOINT, model=None):
+    """Read a checkpoint of ours, or a classic one with only `state_dict` and `optimizer`.
+
+    Args:
+        filename: the file, as untrusted input: nothing in it is run (weights_only).
+        model: a UNet that takes over the weights, if given.
+
+    Returns the dict, on the CPU, with `model` (the arguments of UNet, read off the tensors' shapes)
+    and what CLASSIC holds filled in where it is missing. Its weights are those of such a UNet, and
+    finite. Raises BadInput.
+    """
+    checkpoint = CLASSIC | checkpoints.read_checkpoint(filename)
+    weights = checkpoint["state_dict"]
+    try:
+        arguments = checkpoint["model"] = checkpoints.network_arguments(weights)
+        with torch.device("meta"):  # takes no memory
+            UNet(**arguments).load_state_dict(dict(weights), assign=True)  # names and shapes
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise ValueError("its weights are no numbers")
+        checkpoint["classes"] = checkpoint["classes"] or class_names(arguments["out_channels"])
+        checkpoints.check_facts(checkpoint, arguments)
+        if model is not None:
+            model.load_state_dict(weights)
+    except checkpoints.UNUSABLE as error:
+        why = printable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+        reason = f"no checkpoint of this U-Net ({why})"
+        raise BadInput(filename, reason, "name another file") from None
+    return checkpoint
+
+
+def build_model(checkpoint, device="cpu"):
+    """The network of a checkpoint that load_checkpoint gave, on a device, in evaluation mode. Its
+    `crop` says whether logits_of asks it by tiles."""
+    model = UNet(**checkpoint["model"])
+    model.load_state_dict(checkpoint["state_dict"])
+    model.crop = checkpoint["crop"]
+    return model.to(device, memory_format=torch.channels_last).eval()
 
 
 # Pictures -----------------------------------------------------------------------------------------
 
 
 def save_predictions_as_imgs(loader, model, folder, device, threshold=0.5, normalization=None):
-    """Write, for each batch, the classic grids of predicted and true masks, `pred_<batch>.png` and
-    `gt_<batch>.png`, and for each photo a panel (see draw_panel), `panel_<photo's name>.png`.
-
-    Returns the panels, {photo's name: PIL image}.
-    """
-    folder, device = Path(folder), torch.device(device)
-    names, panels = iter(photo_names(loader.dataset)), {}
+    """Write the classic grids of each batch's masks, `pred_<batch>.png` and `gt_<batch>.png`, and a
+    panel of each photo (see panel_of), `panel_<photo's name>.png`."""
+    folder, device, count = Path(folder), torch.device(device), 0
+    names = getattr(loader.dataset, "names", None) or list(map(str, range(len(loader.dataset))))
     for batch, parts in enumerate(predictions(loader, model, device)):
         images, masks, logits = (part.cpu() for part in parts)
-        predicted = predicted_masks(logits, threshold).float()
-        with write_aside(folder / f"pred_{batch}.png") as file:
-            save_image(predicted, file, format="png")
-        with write_aside(folder / f"gt_{batch}.png") as file:
-            save_image(masks, file, format="png")
-        for image, mask, logit, name in zip(images, masks, logits, names, strict=False):
-            panels[name] = draw_panel(name, image, mask, logit, threshold, normalization)
-            save_picture(panels[name], folder / f"panel_{fitting(name)}.png")
-    return panels
+        for kind, some in (("pred", predicted_masks(logits, threshold)), ("gt", masks)):
+            colours = torch.from_numpy(palette(masks.shape[1]))[label_map(some).int()]
+            with write_aside(folder / f"{kind}_{batch}.png") as file:
+                save_image(colours.movedim(-1, 1) / 255, file, format="png")
+        for name, *photo in zip(names[count:], images, masks, logits, strict=False):
+            panel = panel_of(name, *photo, threshold, normalization)
+            save_picture(panel, folder / f"panel_{name}.png")
+        count += len(images)
 
 
-def photo_names(dataset):
-    """Names of a dataset's photos, in its order; of data sets of other kinds, their numbers."""
-    if isinstance(dataset, Subset):
-        names = photo_names(dataset.dataset)
-        return [names[index] for index in dataset.indices]
-    return getattr(dataset, "names", None) or [str(index) for index in range(len(dataset))]
-
-
-def draw_panel(name, image, mask, logits, threshold=0.5, normalization=None):
-    """One photo's result: photo | true mask | prediction | where they differ, under a caption.
+def panel_of(name, image, mask, logits, threshold=0.5, normalization=None):
+    """One photo's result, a PIL image: photo | true mask | prediction | where they differ.
 
     Args:
-        image (C, H, W), mask (1, H, W), logits (1, H, W): as the network saw and gave them.
+        image (C, H, W), mask (K, H, W), logits (K, H, W): as the network saw and gave them.
         normalization: what the image went through, to undo it; None for the classic one.
-
-    In the last picture missed pixels are red, pixels too many are blue. Returns a PIL image.
     """
     n = normalization or CLASSIC["normalization"]
-    photo = image.permute(1, 2, 0).numpy() * n["std"] + n["mean"]
-    photo = (photo.clip(0, 1) * 255).astype(np.uint8)
-    photo = np.broadcast_to(photo, (*photo.shape[:2], 3))
-    true, predicted = mask[0].numpy() > 0.5, predicted_masks(logits, threshold)[0].numpy()
-
-    differ = np.repeat(photo.mean(axis=2, keepdims=True) * 0.5, 3, axis=2).astype(np.uint8)
-    differ[true & ~predicted] = (230, 60, 50)
-    differ[predicted & ~true] = (60, 130, 255)
-    black_white = [np.repeat(m[..., None] * np.uint8(255), 3, axis=2) for m in (true, predicted)]
-    tiles = np.concatenate([photo, *black_white, differ], axis=1)
-
+    photo = (image.permute(1, 2, 0).numpy() * n["std"] + n["mean"]).clip(0, 1) * 255
     dice = score_batch(logits[None], mask[None], threshold)["dice"].item()
-    width = photo.shape[1]
-    font = ImageFont.load_default(max(9, width // 20))
-    line = int(font.size * 1.6)
-    panel = Image.new("RGB", (tiles.shape[1], tiles.shape[0] + 2 * line), "white")
-    panel.paste(Image.fromarray(tiles), (0, 2 * line))
-    draw = ImageDraw.Draw(panel)
-    draw.text((4, line * 0.15), f"{printable(name)}   Dice {dice:.4f}", "black", font)
-    titles = ("photo", "true mask", "prediction", "red: missed, blue: too much")
-    for column, title in enumerate(titles):
-        draw.text((column * width + 4, line * 1.15), title, "gray", font)
-    return panel
-
-
-def save_picture(image, path, **options):
-    """Write a PIL image as PNG, whole or not at all; `options` are those of Pillow's writer."""
-    with write_aside(path) as file:
-        image.save(file, format="png", **options)
+    maps = [label_map(some).numpy() for some in (mask, predicted_masks(logits, threshold))]
+    caption = f"{printable(name)}   Dice {dice:.4f}"
+    return draw_panel(caption, photo.astype(np.uint8), *maps, palette(len(mask)))

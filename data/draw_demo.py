@@ -13,59 +13,60 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from tqdm import tqdm
 
-CARS, VAL_CARS, VIEWS = 20, 4, 16
+from support.errors import BadInput, shown
+from support.progress import ProgressBar
+from support.settings import FOLDERS
+
+CARS, VAL_CARS, VIEWS = 36, 4, 16
 WIDTH, HEIGHT = 480, 320  # of a photo, in pixels
 SMOOTH = 2  # drawn so many times larger, then averaged
 
-# Outlines, from the rear (x = 0) to the front (x = 1), z from the ground (0) to the roof (1): the
-# upper edge of the lower body, then the cabin's rear foot, rear top, front top and front foot, and
-# the roof's height in metres.
+# fmt: off
+# Outlines, from the rear (x = 0) to the front (x = 1), z from the ground (0) to the roof (1): x and
+# z of the lower body's upper edge, then the cabin's rear foot, rear top, front top and front foot,
+# and the roof's height in metres.
 BODIES = {
-    "sedan": (
-        [0, 0.02, 0.2, 0.7, 0.95, 1],
-        [0.5, 0.6, 0.64, 0.6, 0.5, 0.4],
-        (0.13, 0.3, 0.55, 0.75),
-        1.45,
-    ),
-    "hatchback": (
-        [0, 0.01, 0.2, 0.72, 0.95, 1],
-        [0.5, 0.6, 0.63, 0.58, 0.5, 0.4],
-        (0.02, 0.12, 0.56, 0.78),
-        1.5,
-    ),
-    "coupe": (
-        [0, 0.02, 0.2, 0.66, 0.94, 1],
-        [0.55, 0.66, 0.68, 0.6, 0.48, 0.36],
-        (0.08, 0.36, 0.52, 0.72),
-        1.3,
-    ),
-    "suv": (
-        [0, 0.01, 0.2, 0.74, 0.97, 1],
-        [0.45, 0.58, 0.6, 0.58, 0.52, 0.4],
-        (0.01, 0.06, 0.6, 0.76),
-        1.75,
-    ),
-    "van": (
-        [0, 0.01, 0.2, 0.84, 0.98, 1],
-        [0.4, 0.5, 0.52, 0.5, 0.42, 0.34],
-        (0.005, 0.02, 0.7, 0.9),
-        2.0,
-    ),
-    "pickup": (
-        [0, 0.01, 0.3, 0.74, 0.97, 1],
-        [0.5, 0.56, 0.56, 0.58, 0.52, 0.4],
-        (0.36, 0.4, 0.58, 0.73),
-        1.75,
-    ),
+    "sedan": ([0, .02, .2, .7, .95, 1], [.5, .6, .64, .6, .5, .4], (.13, .3, .55, .75), 1.45),
+    "hatchback": ([0, .01, .2, .72, .95, 1], [.5, .6, .63, .58, .5, .4], (.02, .12, .56, .78), 1.5),
+    "coupe": ([0, .02, .2, .66, .94, 1], [.55, .66, .68, .6, .48, .36], (.08, .36, .52, .72), 1.3),
+    "suv": ([0, .01, .2, .74, .97, 1], [.45, .58, .6, .58, .52, .4], (.01, .06, .6, .76), 1.75),
+    "van": ([0, .01, .2, .84, .98, 1], [.4, .5, .52, .5, .42, .34], (.005, .02, .7, .9), 2.0),
+    "pickup": ([0, .01, .3, .74, .97, 1], [.5, .56, .56, .58, .52, .4], (.36, .4, .58, .73), 1.75),
 }
 PAINTS = ["#c81e23", "#193c96", "#ebebeb", "#1e1e22", "#969ba0", "#145f46", "#dc961e", "#5a283c",
-          "#cdc3aa", "#3c82be"]  # fmt: skip
+          "#cdc3aa", "#3c82be"]
+# fmt: on
 GLASS, TYRE, RIM, PLASTIC, PLATE = "#2d3741", "#1c1c1e", "#aaacb0", "#28282c", "#ebebe1"
 HEADLIGHT, TAILLIGHT = "#f5f0d7", "#be1419"
 WORDS = ["MOTORS", "AUTO", "GARAGE 24", "DRIVE", "CAR STUDIO", "TURNTABLE", "USED CARS", "PARK"]
 LIGHT = np.array([0.35, -0.5, 0.79])  # direction to the lamp, length 1
+
+# Settings with which a laptop without a GPU is through in minutes.
+SETTINGS = {
+    "image_height": 96,
+    "image_width": 144,
+    "features": (8, 16, 32, 64, 96),
+    "augment": "flip",
+    "loss": "bce-dice",
+    "optimizer": "sgd",
+    "scheduler": "onecycle",
+    "learning_rate": 0.05,
+    "batch_size": 4,
+    "num_epochs": 6,
+}
+
+
+def use_demo(folder):
+    """Settings of a training on the demo set, which is drawn first if it is not there."""
+    if not folder.exists():
+        print(f"No photos in data/: drawing a demo set into {shown(folder)}", flush=True)
+        try:
+            make_demo(folder)
+        except OSError as error:
+            remedy = "free some space, or name photos of your own with --data-dir"
+            raise BadInput(folder, f"cannot be drawn ({error.strerror})", remedy) from None
+    return SETTINGS | {name: f"data/{folder.name}/{path}" for name, path in FOLDERS.items()}
 
 
 def make_demo(folder):
@@ -78,8 +79,7 @@ def make_demo(folder):
     shutil.rmtree(aside, ignore_errors=True)
     jobs = [(number, aside) for number in range(CARS)]
     with ProcessPoolExecutor(initializer=leave_signals) as pool:
-        progress = tqdm(pool.map(draw_car, jobs), "drawing", CARS, unit=" cars", disable=None)
-        for _ in progress:
+        for _ in ProgressBar(pool.map(draw_car, jobs), "drawing", CARS, unit=" cars"):
             pass
     os.replace(aside, folder)
 
@@ -168,11 +168,11 @@ class Car:
             corners = [(x, y, low), (x, 0.5, low), (x, 0.56, high), (x, y, high)]
             self.both_sides(self.detail, corners, lamp)
 
-    def add_cabin(self, rear_foot, rear_top, front_top, front_foot):
+    def add_cabin(self, x0, x1, x2, x3):
+        """x of the rear foot, rear top, front top and front foot."""
         foot, top, pillar = 0.93, 0.72, 0.03
-        a, d = self.belt(rear_foot) - 0.02, self.belt(front_foot) - 0.02
+        a, d = self.belt(x0) - 0.02, self.belt(x3) - 0.02
         self.cabin_start = len(self.faces)
-        x0, x1, x2, x3 = rear_foot, rear_top, front_top, front_foot
         self.both_sides(self.face, [(x0, foot, a), (x3, foot, d), (x2, top, 1), (x1, top, 1)])
         self.face([(x1, -top, 1), (x2, -top, 1), (x2, top, 1), (x1, top, 1)])
         for low_x, low_z, high_x in ((x0, a, x1), (x3, d, x2)):  # rear window, windscreen
@@ -186,12 +186,11 @@ class Car:
             self.detail(glass, GLASS)
 
         def side(x_share, z_share):  # a point on the cabin's side
-            x0 = rear_foot + z_share * (rear_top - rear_foot)
-            x1 = front_foot + z_share * (front_top - front_foot)
+            rear, front = x0 + z_share * (x1 - x0), x3 + z_share * (x2 - x3)
             z = (1 - z_share) * (a + x_share * (d - a)) + z_share
-            return x0 + x_share * (x1 - x0), foot + z_share * (top - foot), z
+            return rear + x_share * (front - rear), foot + z_share * (top - foot), z
 
-        middle = 0.5 if rear_top < 0.35 else 0.2
+        middle = 0.5 if x1 < 0.35 else 0.2
         for start, end in ((0.06, middle - pillar), (middle + pillar, 0.93)):
             window = [side(start, 0.14), side(end, 0.14), side(end, 0.88), side(start, 0.88)]
             self.both_sides(self.detail, window, GLASS)
@@ -263,47 +262,32 @@ def draw_photo(car, studio, angle, rng):
     def project(points):
         seen = points - camera
         depth = seen @ forward
-        return [
-            (centre[0] + zoom * x / d, centre[1] - zoom * y / d)
-            for x, y, d in zip(seen @ right, seen @ up, depth, strict=True)
-        ]
+        x, y = (zoom * (seen @ axis) / depth for axis in (right, up))
+        return list(zip(centre[0] + x, centre[1] - y, strict=True))
 
     photo = studio.draw(width, height, horizon=centre[1] - 0.06 * height)
     mask = Image.new("L", (width, height))
-    length, half_width, _ = car.size
+    corners = np.array([(-0.5, -1, 0), (-0.5, 1, 0), (0.5, 1, 0), (0.5, -1, 0)]) * car.size
     for grow, blur, dark in ((1.25, 26, 0.35), (1.0, 8, 0.6)):  # half shadow, core shadow
-        signs = np.array([(-1, -1, 0), (-1, 1, 0), (1, 1, 0), (1, -1, 0)])
-        corners = signs * (length / 2, half_width, 0)
         shadow = Image.new("L", (width // 4, height // 4))  # blurred anyway
         outline = [(x / 4, y / 4) for x, y in project(corners * grow)]
         ImageDraw.Draw(shadow).polygon(outline, int(255 * dark))
         shadow = shadow.filter(ImageFilter.GaussianBlur(blur / 4)).resize((width, height))
         photo.paste("#101012", mask=shadow)
 
-    on_photo, on_mask = ImageDraw.Draw(photo), ImageDraw.Draw(mask)
-
-    def paint(points, colour, normal):
-        polygon = project(points)
-        on_photo.polygon(polygon, shade(colour, normal, camera, points))
-        on_mask.polygon(polygon, 255)
-
     def far_to_near(parts):
         return sorted(parts, key=lambda part: -np.linalg.norm(part[0].mean(0) - camera))
 
-    def faces_camera(part):
-        return part[2] @ (camera - part[0].mean(0)) > 0
-
+    on_photo, on_mask = ImageDraw.Draw(photo), ImageDraw.Draw(mask)
     near = [discs for side, discs in car.wheels if side * camera[1] > car.size[1]]
     far = [discs[:5] for side, discs in car.wheels if side * camera[1] <= car.size[1]]
-    for disc in sum(far, []):
-        paint(*disc)
-    for group in (car.faces[: car.cabin_start], car.faces[car.cabin_start :]):
-        for part in far_to_near(group):
-            paint(*part)
-    for part in far_to_near(filter(faces_camera, car.details)):
-        paint(*part)
-    for disc in sum(near, []):
-        paint(*disc)
+    body, cabin = car.faces[: car.cabin_start], car.faces[car.cabin_start :]
+    details = [part for part in car.details if part[2] @ (camera - part[0].mean(0)) > 0]
+    groups = sum(far, []), *map(far_to_near, (body, cabin, details)), sum(near, [])
+    for points, colour, normal in sum(groups, []):
+        polygon = project(points)
+        on_photo.polygon(polygon, shade(colour, normal, camera, points))
+        on_mask.polygon(polygon, 255)
 
     photo = np.asarray(photo.reduce(SMOOTH), float) * rng.uniform(0.85, 1.1)
     photo += rng.normal(0, 3, photo.shape)

@@ -1,4 +1,5 @@
-import hashlib
+"""data/prepare.py: the challenge's zips become four folders, whole or not at all."""
+
 import os
 import shutil
 import signal
@@ -8,16 +9,13 @@ import sys
 import time
 import zipfile
 
-import numpy as np
 import pytest
-from conftest import ROOT, write_pairs
-from PIL import Image
+from conftest import ROOT, assert_refused, write_pairs
 
-import dataset
-import files
 from data import draw_demo, prepare
 from data.prepare import prepare_carvana
-from files import BadInput
+from support.errors import BadInput
+from support.pairs import find_pairs
 
 FOUR = ["train_images", "train_masks", "val_images", "val_masks"]
 
@@ -40,21 +38,26 @@ def contents(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def prepared(folder):
-    return {name: sorted(os.listdir(folder / name)) for name in FOUR}
+def rewrite(path, part, change=None):
+    """Write a zip file again, members with `part` in their names changed or left out."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if part not in name:
+                archive.writestr(name, content)
+            elif change:
+                archive.writestr(name, change(content))
 
 
-def test_the_zips_are_unpacked_split_by_car_and_pair(zips, tmp_path, capsys):
-    prepare_carvana(zips, tmp_path / "data")
-    found = prepared(tmp_path / "data")
-    assert sum(len(found[name]) for name in ("train_images", "val_images")) == 40
-    for side in ("train", "val"):
-        folders = tmp_path / f"data/{side}_images", tmp_path / f"data/{side}_masks"
-        assert len(files.find_pairs(*folders)) == len(found[f"{side}_images"]) > 0
-    cars = [{name.split("_")[0] for name in found[f"{side}_images"]} for side in ("train", "val")]
-    assert not cars[0] & cars[1]
-    assert sorted(os.listdir(tmp_path / "data")) == FOUR
-    assert f"{len(found['train_images'])} pairs for training" in capsys.readouterr().out
+def test_the_zips_are_unpacked_split_by_car_and_pair(zips, tmp_path, call):
+    data = tmp_path / "data"
+    code, out, _ = call(prepare.main, "carvana", zips, "--output-dir", data)
+    train, val = (find_pairs(data / f"{s}_images", data / f"{s}_masks") for s in ("train", "val"))
+    assert code == 0 and len(train) + len(val) == 40
+    assert not {pair.name[:12] for pair in train} & {pair.name[:12] for pair in val}
+    assert sorted(os.listdir(data)) == FOUR
+    assert f"{len(train)} pairs for training, {len(val)} for validation" in out
 
 
 def test_unzipped_folders_give_the_same(zips, tmp_path):
@@ -66,35 +69,41 @@ def test_unzipped_folders_give_the_same(zips, tmp_path):
     assert contents(tmp_path / "from zips") == contents(tmp_path / "from folders")
 
 
-def test_a_kill_between_the_last_renames_is_mended(zips, tmp_path):
-    prepare_carvana(zips, tmp_path / "data")
-    whole = contents(tmp_path / "data")
-    names = sorted(path.stem for path in (tmp_path / "data").glob("*_images/*"))
-    digest = hashlib.blake2b(" ".join(names).encode(), digest_size=8).hexdigest()
-    aside = tmp_path / "data" / f".carvana-{digest}.partial"
-    aside.mkdir()
-    for name in ("train_images", "train_masks"):
-        os.replace(tmp_path / "data" / name, aside / name)
-    prepare_carvana(zips, tmp_path / "data")
-    assert contents(tmp_path / "data") == whole
+@pytest.mark.parametrize("renames", range(4))
+def test_a_run_that_was_killed_goes_on(zips, tmp_path, monkeypatch, renames):
+    prepare_carvana(zips, tmp_path / "whole")
 
+    def killed(source, target):
+        if target.name in FOUR and len(set(FOUR) & set(os.listdir(tmp_path / "data"))) == renames:
+            raise KeyboardInterrupt
+        os.rename(source, target)
 
-def test_folders_that_exist_are_not_touched(zips, tmp_path):
-    write_pairs(tmp_path / "data", cars=1)
-    before = contents(tmp_path / "data")
-    with pytest.raises(BadInput, match="train_images: exists already"):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare.os, "replace", killed)
         prepare_carvana(zips, tmp_path / "data")
-    assert contents(tmp_path / "data") == before
+    prepare_carvana(zips, tmp_path / "data")
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
+def test_files_that_are_there_already_are_not_written_again(zips, tmp_path, monkeypatch):
+    rewrite(zips / "train.zip", "000000000005_01", lambda content: content[:-300])
+    with pytest.raises(BadInput, match="000000000005_01"):
+        prepare_carvana(zips, tmp_path / "data")
+    (unpacked,) = (tmp_path / "data").glob(".carvana-*")
+    there = {path.name: path.stat().st_mtime_ns for path in unpacked.rglob("*.*")}
+    whole = (tmp_path / "drawn/train_images/000000000005_01.jpg").read_bytes()
+    rewrite(zips / "train.zip", "000000000005_01", lambda _: whole)
+    prepare_carvana(zips, tmp_path / "data")
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.*")}
+    assert len(there) == 78 and there.items() <= now.items()
 
 
 def test_what_another_source_left_is_neither_used_nor_mixed_in(zips, tmp_path):
     smaller = tmp_path / "smaller"
     shutil.copytree(zips, smaller)
-    for name in ("train", "train_masks"):
-        rewrite(
-            smaller / f"{name}.zip", lambda n, c: c if n.split("/")[1] < "000000000003" else None
-        )
-    rewrite(smaller / "train.zip", lambda n, c: c[:-300] if "000000000001_02" in n else c)
+    rewrite(smaller / "train.zip", "/00000000000a")
+    rewrite(smaller / "train_masks.zip", "/00000000000a")
+    rewrite(smaller / "train.zip", "000000000001_02", lambda content: content[:-300])
     with pytest.raises(BadInput, match="000000000001_02"):
         prepare_carvana(smaller, tmp_path / "data")
     prepare_carvana(zips, tmp_path / "data")
@@ -102,168 +111,100 @@ def test_what_another_source_left_is_neither_used_nor_mixed_in(zips, tmp_path):
     assert contents(tmp_path / "data") == contents(tmp_path / "afresh")
 
 
-def test_photos_of_the_users_beside_a_killed_run_are_not_mixed_with_the_challenges(zips, tmp_path):
-    rewrite(zips / "train.zip", lambda n, c: c[:-300] if "000000000005_01" in n else c)
-    with pytest.raises(BadInput):
-        prepare_carvana(zips, tmp_path / "data")
+@pytest.mark.parametrize("killed", [False, True])
+def test_photos_of_the_users_are_neither_touched_nor_mixed_in(zips, tmp_path, killed):
+    if killed:
+        rewrite(zips / "train.zip", "000000000005_01", lambda content: content[:-300])
+        with pytest.raises(BadInput, match="cannot be read"):
+            prepare_carvana(zips, tmp_path / "data")
     write_pairs(tmp_path / "data", cars=1)
+    before = contents(tmp_path / "data")
     with pytest.raises(BadInput, match="train_images: exists already"):
         prepare_carvana(zips, tmp_path / "data")
-    assert len(os.listdir(tmp_path / "data/train_images")) == 2
+    assert contents(tmp_path / "data") == before
 
 
-def link(name):
-    info = zipfile.ZipInfo(name)
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    return info
-
-
-@pytest.mark.parametrize(
-    "member, reason",
-    [
-        ("../escaped.jpg", "not in train/"),
-        ("/tmp/escaped.jpg", "not in train/"),
-        ("train/../../0123456789ab_01.jpg", "no file of the challenge"),
-        ("train/sub/0123456789ab_01.jpg", "no file of the challenge"),
-        ("train/notes.txt", "no file of the challenge"),
-        ("train/0123456789ab_17.jpg", "no file of the challenge"),
-        (link("train/0123456789ab_01.jpg"), "link, encrypted or packed"),
-        ("train/000000000000_01.jpg", "in it twice"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_that_have_no_business_there_refuse_the_archive_whole(
-    zips, tmp_path, member, reason
-):
+def test_members_that_have_no_business_there_are_left_where_they_are(zips, tmp_path):
+    prepare_carvana(zips, tmp_path / "before")
     with zipfile.ZipFile(zips / "train.zip", "a") as archive:
-        archive.writestr(member, b"content")
+        for member in ("../escaped.jpg", "/tmp/escaped.jpg", "train/../../0123456789ab_01.jpg"):
+            archive.writestr(member, b"content")
+        for name in ("sub/0123456789ab_01.jpg", "notes.txt", "0123456789ab_17.jpg", "con\n.jpg"):
+            archive.writestr(f"train/{name}", b"content")
     before = contents(tmp_path)
-    with pytest.raises(BadInput, match=f"train.zip: .*{reason}.*nothing was unpacked"):
-        prepare_carvana(zips, tmp_path / "data")
-    assert contents(tmp_path) == before
+    prepare_carvana(zips, tmp_path / "data")
+    assert contents(tmp_path / "data") == contents(tmp_path / "before")
+    assert {k: v for k, v in contents(tmp_path).items() if not k.startswith("data/")} == before
 
 
-def test_a_member_without_a_name_refuses_the_archive(zips, tmp_path):
-    content = bytearray((zips / "train.zip").read_bytes())
-    entry = content.rindex(b"PK\1\2")  # the last one's; its name becomes its comment
-    content[entry + 32 : entry + 34] = content[entry + 28 : entry + 30]
-    content[entry + 28 : entry + 30] = b"\0\0"
-    (zips / "train.zip").write_bytes(content)
-    with pytest.raises(BadInput, match="'' is not in train/"):
-        prepare_carvana(zips, tmp_path / "data")
-
-
-def test_a_member_that_is_absurdly_large_refuses_the_archive(zips, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "MAX_MEMBER_BYTES", 100)
-    with pytest.raises(BadInput, match="bytes: nothing was unpacked"):
-        prepare_carvana(zips, tmp_path / "data")
-
-
-def rewrite(path, change):
-    """Write a zip file again, each member's content as change(name, content) gives it."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            content = change(name, content)
-            if content is not None:
-                archive.writestr(name, content)
-
-
-def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
-    rewrite(zips / "train.zip", lambda n, c: None if "000000000003_01" in n else c)
-    with pytest.raises(
-        BadInput, match=r"do not pair: download it again \(1\):\n  train_masks/000000000003_01_mask"
-    ):
-        prepare_carvana(zips, tmp_path / "data")
-    rewrite(zips / "train_masks.zip", lambda n, c: None if "000000000003_01" in n else c)
-    rewrite(zips / "train.zip", lambda n, c: c[:-300] if "000000000005" in n else c)
-    with pytest.raises(BadInput, match=r"(?s)\(2\):\n  000000000005_01.jpg: cannot be read"):
+def test_links_and_encrypted_members_are_files_that_cannot_be_read(zips, tmp_path):
+    link = zipfile.ZipInfo("train/000000000001_01.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    rewrite(zips / "train.zip", "000000000001_01")
+    with zipfile.ZipFile(zips / "train.zip", "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    content = bytearray((zips / "train_masks.zip").read_bytes())
+    content[content.rindex(b"PK\1\2") + 8] |= 1  # the last one is encrypted, its entry says
+    (zips / "train_masks.zip").write_bytes(content)
+    with pytest.raises(BadInput, match=r"(?s)\(2\):\n  000000000001_01.jpg: .*encrypted"):
         prepare_carvana(zips, tmp_path / "data")
     assert not set(FOUR) & set(os.listdir(tmp_path / "data"))
 
 
-def test_a_zip_cut_off_or_missing_is_named_with_the_remedy(zips, tmp_path):
+@pytest.mark.parametrize("bound", ["MAX_MEMBER_BYTES", "MAX_GROWTH", "MAX_PIXELS"])
+def test_what_unpacks_to_far_too_much_is_refused(zips, tmp_path, monkeypatch, bound):
+    monkeypatch.setattr(prepare, bound, 0)
+    with pytest.raises(BadInput, match="would unpack to|too large"):
+        prepare_carvana(zips, tmp_path / "data")
+
+
+def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
+    rewrite(zips / "train.zip", "000000000003_01")
+    with pytest.raises(BadInput, match=r"do not pair: download it again \(1\):\n  000000000003_01"):
+        prepare_carvana(zips, tmp_path / "data")
+    rewrite(zips / "train_masks.zip", "000000000003_01")
+    rewrite(zips / "train.zip", "000000000005", lambda content: content[:-300])
+    with pytest.raises(BadInput, match=r"(?s)\(2\):\n  000000000005_01.jpg: cannot be read"):
+        prepare_carvana(zips, tmp_path / "data")
+
+
+def test_a_zip_cut_off_or_missing_is_named_with_the_remedy(zips, tmp_path, call):
     path = zips / "train.zip"
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(BadInput, match="train.zip: cannot be read .*download it again"):
-        prepare_carvana(zips, tmp_path / "data")
+    flags = "carvana", zips, "--output-dir", tmp_path / "data"
+    assert_refused(call(prepare.main, *flags), "train.zip: cannot be read", "download it again")
     path.unlink()
-    with pytest.raises(BadInput, match="neither train.zip nor a folder train: .*--download"):
-        prepare_carvana(zips, tmp_path / "data")
+    assert_refused(call(prepare.main, *flags), "neither train.zip nor a folder train", "--download")
 
 
 def test_download_says_what_to_do_where_the_client_is_missing_or_not_set_up(
     call, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, _, err = call(prepare.main, "carvana", tmp_path, "--download")
-    assert code == 2 and "pip install kaggle" in err and len(err.splitlines()) == 1
-    client = tmp_path / "kaggle"
-    client.write_text("#!/bin/sh\nexit 1\n")
-    client.chmod(0o755)
-    code, _, err = call(prepare.main, "carvana", tmp_path, "--download")
-    assert code == 2 and "is your API token in" in err
+    flags = "carvana", tmp_path, "--output-dir", tmp_path, "--download"
+    assert_refused(call(prepare.main, *flags), "pip install kaggle")
+    (tmp_path / "kaggle").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "kaggle").chmod(0o755)
+    assert_refused(call(prepare.main, *flags), "failed: put a token into")
 
 
-# The demo set
+def test_wrong_flags_are_answered_in_one_line(call):
+    for flags in ("", "carvana", "demo --nonsense"):
+        assert_refused(call(prepare.main, *flags.split()), "--help lists the flags")
+    flags = "carvana", ".", "--output-dir", "/dev/null/x"
+    assert_refused(call(prepare.main, *flags), "name another --output-dir")
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    command = [sys.executable, ROOT / "data/prepare.py", "demo", "--output-dir", folder]
-    subprocess.run(command, check=True)
-    return folder
+def test_the_demo_is_drawn_but_not_over_another(call, tmp_path, monkeypatch):
+    for name, number in {"CARS": 2, "VAL_CARS": 1, "VIEWS": 2}.items():
+        monkeypatch.setattr(draw_demo, name, number)
+    flags = "demo", "--output-dir", tmp_path / "demo"
+    assert call(prepare.main, *flags)[0] == 0
+    assert [len(list((tmp_path / "demo" / name).iterdir())) for name in FOUR] == [2] * 4
+    assert_refused(call(prepare.main, *flags), "exists already")
 
 
-def test_the_demo_has_the_challenges_names_formats_and_folders(demo):
-    found = prepared(demo)
-    assert len(found["train_images"]) == 16 * 16 and len(found["val_images"]) == 4 * 16
-    for side in ("train", "val"):
-        pairs = files.find_pairs(demo / f"{side}_images", demo / f"{side}_masks")
-        assert all(dataset.car_id(pair.name) != pair.name for pair in pairs)
-        assert len({dataset.car_id(pair.name) for pair in pairs}) * 16 == len(pairs)
-    with Image.open(pairs[0].mask) as mask:
-        assert mask.format == "GIF" and mask.mode == "P" and set(np.unique(mask)) == {0, 1}
-    with Image.open(pairs[0].photo) as photo:
-        assert photo.format == "JPEG" and photo.size == (480, 320)
-
-
-def test_the_demo_is_the_same_each_time(demo, tmp_path):
-    for car in (0, draw_demo.CARS - 1):
-        draw_demo.draw_car((car, tmp_path / "again"))
-    again = contents(tmp_path / "again")
-    assert len(again) == 2 * 2 * draw_demo.VIEWS and again.items() <= contents(demo).items()
-
-
-def test_the_demos_masks_cover_a_car_and_differ_by_view_and_car(demo):
-    paths = sorted((demo / "val_masks").iterdir())
-    masks = np.stack([files.read_mask(path) for path in paths])  # (64, 320, 480)
-    coverage = masks.mean(axis=(1, 2))
-    assert coverage.min() > 0.06 and coverage.max() < 0.45
-    assert len({mask.tobytes() for mask in masks}) == 64
-    assert not masks[:, :10].any() and not masks[:, -4:].any(), "no car is cut off"
-
-
-@pytest.mark.parametrize("flags", [[], ["carvana"], ["nonsense"], ["demo", "--nonsense"]])
-def test_wrong_flags_are_answered_in_one_line(call, flags):
-    code, _, err = call(prepare.main, *flags)
-    assert code == 2 and len(err.splitlines()) == 1
-
-
-def test_a_folder_that_cannot_be_written_is_named(call, zips):
-    code, _, err = call(prepare.main, "carvana", zips, "--output-dir", "/dev/null/x")
-    assert code == 2 and "/dev/null/x" in err and "--output-dir" in err
-    assert len(err.splitlines()) == 1
-
-
-def test_a_demo_that_exists_is_not_drawn_over(call, demo):
-    code, _, err = call(prepare.main, "demo", "--output-dir", demo)
-    assert code == 2 and "exists already" in err
-
-
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs POSIX's groups of processes")
+@pytest.mark.slow
 def test_a_signal_to_all_processes_ends_the_drawing(tmp_path):
     command = [sys.executable, ROOT / "data/prepare.py", "demo", "--output-dir", tmp_path / "demo"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)

@@ -1,125 +1,100 @@
+"""A run's settings: constants, flags, what a checkpoint says, and which of them counts."""
+
+import dataclasses
+import os
+import re
 from pathlib import Path
 
 import pytest
-from conftest import rows
+from conftest import ROOT, assert_refused, rows
 
 import train
-from checkpoints import load_checkpoint
-from settings import get_args_parser, read_flags
-
-
-def test_resuming_takes_settings_from_the_checkpoint(call, fit, tmp_path):
-    fit("run", "--epochs", 1)
-    flags = ["--output-dir", tmp_path / "run", "--load-model", "--epochs", 2, "--lr", "0.003"]
-    code, out, err = call(train.main, *flags)
-    assert code == 0, err
-    assert "learning_rate: 0.003, as given, instead of the checkpoint's 0.01" in out
-    assert [row["learning_rate"] for row in rows(tmp_path / "run")] == ["0.01", "0.003"]
-
-
-def test_a_constant_edited_between_two_runs_counts_as_given(fit, tmp_path, monkeypatch, call):
-    fit("run")
-    monkeypatch.setattr(train, "NUM_EPOCHS", 11)
-    monkeypatch.setattr(train, "LOAD_MODEL", True)
-    code, out, _ = call(train.main, "--output-dir", tmp_path / "run")
-    assert code == 0 and "num_epochs: 11, as given, instead of the checkpoint's 10" in out
-    assert len(rows(tmp_path / "run")) == 11
-
-
-def test_other_features_than_the_checkpoints_are_refused(fit):
-    fit("run", "--epochs", 1)
-    code, _, err = fit("run", "--load-model", "--features", 4, 8, 16)
-    assert code == 2 and "--features 4 8 16: the checkpoint's network has 4 8:" in err
-
-
-@pytest.mark.parametrize(
-    "flags, line",
-    [
-        ("--features 0", "no whole number"),
-        ("--features", "expected at least one argument"),
-        ("--features a", "no whole number"),
-        ("--image-height 0", "no whole number from 1"),
-        ("--image-width 1.5", "no whole number"),
-        ("--image-height 7", "must be at least 8"),
-        ("--in-channels 2", "invalid choice"),
-        ("--batch-size 0", "no whole number"),
-        ("--lr 0", "no number above 0"),
-        ("--lr nan", "no number above 0"),
-        ("--epochs -1", "no whole number"),
-        ("--device nonsense", "--device nonsense: cannot be used here"),
-        ("--train-img-dir nowhere --train-mask-dir nowhere", "nowhere: no such folder"),
-        ("--val-img-dir nowhere --val-mask-dir nowhere", "nowhere: no such folder"),
-        ("--nonsense", "unrecognized arguments"),
-        ("--device meta", "none of cuda, mps and cpu"),
-        ("--val-img-dir nowhere", "belong together"),
-        ("--output-dir /dev/null/x", "cannot be written"),
-    ],
-)
-def test_flags_that_make_no_sense_are_refused(fit, tmp_path, flags, line):
-    code, out, err = fit("run", *flags.split())
-    assert code == 2 and line in err and len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "name, value, line",
-    [
-        ("BATCH_SIZE", 0, "no whole number"),
-        ("NUM_EPOCHS", 2.5, "no whole number"),
-        ("FEATURES", 64, "is no tuple"),
-        ("FEATURES", (64, "a"), "no whole number"),
-        ("IN_CHANNELS", 4, "is not among"),
-        ("LEARNING_RATE", -1, "no number above 0"),
-        ("BATCH_SIZE", None, "needs a value"),
-        ("DEVICE", None, "needs a value"),
-        ("OUTPUT_DIR", None, "needs a value"),
-        ("FEATURES", (), "needs a value"),
-        ("CACHE", "False", "neither True nor False"),
-    ],
-)
-def test_constants_that_make_no_sense_are_refused(fit, monkeypatch, name, value, line):
-    monkeypatch.setattr(train, name, value)
-    code, _, err = fit("run")
-    assert code == 2 and f"{name} = {value!r}" in err and line in err
-    assert len(err.strip().splitlines()) == 1
-
-
-def test_constants_may_be_paths_or_none(call, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "TRAIN_IMG_DIR", data / "train_images")
-    monkeypatch.setattr(train, "TRAIN_MASK_DIR", Path(data / "train_masks"))
-    monkeypatch.setattr(train, "VAL_IMG_DIR", None)
-    monkeypatch.setattr(train, "OUTPUT_DIR", str(tmp_path / "run"))
-    flags = "--features 4 8 --image-height 32 --image-width 48 --device cpu --epochs 1".split()
-    code, out, err = call(train.main, *flags)
-    assert code == 0 and f"python test.py --output-dir {tmp_path / 'run'}" in out.replace(
-        "../", ""
-    ), err
-    assert load_checkpoint(tmp_path / "run" / train.CHECKPOINT)["epoch"] == 1
+from support.errors import BadInput
+from support.settings import FOLDERS, choose_settings, flag, get_args_parser, read_flags
+from train import Settings
+from utils import CHECKPOINT, load_checkpoint, save_checkpoint
 
 
 def given(*argv):
-    return read_flags(vars(train), argv)[1]
+    return read_flags(get_args_parser(Settings, "train.py"), argv)
 
 
-def test_data_dir_means_four_folders_under_it(data):
-    folders = given("--data-dir", str(data))
-    assert folders["train_img_dir"] == str(data / "train_images")
-    assert folders["val_img_dir"] is None and folders["val_mask_dir"] is None
+def test_every_constant_is_a_setting_and_every_setting_a_flag():
+    top = (ROOT / "train.py").read_text().split("OPTIMIZERS = ")[0]
+    constants = re.findall("^([A-Z_]+) = ", top, re.M)
+    expected = {name.lower(): getattr(train, name) for name in constants if name != "ROOT"}
+    assert dataclasses.asdict(Settings()) == expected and len(expected) > 20
+    help = get_args_parser(Settings, "train.py").format_help()
+    assert all(f"--{name.replace('_', '-')}" in help for name in expected)
+    assert "Nesterov" in " ".join(help.rsplit("--optimizer {")[-1].split()[:9])
+
+
+def test_flags_are_read_as_what_they_are():
+    flags = "--features 4 8 --lr 1e-3 --batchsize 2 --epochs 3 --no-cache --load-model --pretrained"
+    assert given(*flags.split()) == {
+        "features": (4, 8),
+        "learning_rate": 1e-3,
+        "batch_size": 2,
+        "num_epochs": 3,
+        "cache": False,
+        "load_model": True,
+        "pretrained": train.SHIPPED,
+    }
+    assert given("--stepsize", 5) == {"step_size": 5, "scheduler": "step"}
+    assert given("--output-dir", "runs/a") == {"output_dir": os.path.abspath("runs/a")}
+
+
+@pytest.mark.parametrize(
+    "flags, reason",
+    [
+        ("--features 0", "0 is no whole number from 1 to 8192"),
+        ("--image-width 1.5", "1.5 is no whole number from 1 to 16384"),
+        ("--in-channels 2", "invalid choice"),
+        ("--num-workers -1", "-1 is no whole number from 0 to 1024"),
+        ("--lr nan", "nan is no number between 0 and inf"),
+        ("--scheduler cosine", "invalid choice"),
+    ],
+)
+def test_flags_out_of_bounds_are_refused_before_anything_is_written(fit, tmp_path, flags, reason):
+    assert_refused(fit("run", *flags.split()), "error: train.py: ", reason)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_constant_that_makes_no_sense_is_refused_as_its_flag_would_be():
+    @dataclasses.dataclass(frozen=True)
+    class Edited:
+        batch_size: int = flag(0, "photos a step")
+
+    with pytest.raises(BadInput, match="argument --batch-size: 0 is no whole number from 1"):
+        choose_settings(Edited, get_args_parser(Edited, "train.py"), {}, {}, {}, {})
+
+
+def test_data_dir_means_four_folders_under_it_and_other_photos_hold_out_their_own(data):
+    folders = given("--data-dir", data)
+    assert folders["train_img_dir"] == str(data / "train_images") and not folders["val_mask_dir"]
     (data / "val_images").mkdir()
-    assert given("--data-dir", str(data))["val_mask_dir"] == str(data / "val_masks")
-
-
-def test_photos_of_the_users_own_are_not_validated_on_those_in_data():
+    assert given("--data-dir", data) == {k: str(data / name) for k, name in FOLDERS.items()}
     folders = given("--train-img-dir", "a", "--train-mask-dir", "b")
-    assert folders["train_img_dir"] == str(Path("a").resolve())
-    assert folders["val_img_dir"] is None
+    assert folders["train_img_dir"] == str(Path("a").absolute()) and folders["val_img_dir"] is None
 
 
-def test_every_constant_is_a_flag():
-    flags = get_args_parser(vars(train)).format_help()
-    settings = {name for name in vars(train) if name.isupper()} - {
-        "ROOT", "DEMO", "FOLDERS", "NOT_SAVED", "PICTURES", "CLASSIC", "VAL_FRACTION",
-        "CHECKPOINT", "BEST_CHECKPOINT", "LOSSES", "MAX_AREA",
-    }  # fmt: skip
-    for name in settings:
-        assert "--" + name.lower().replace("_", "-") in flags, name
+def test_a_flag_counts_before_the_checkpoint_and_that_before_a_constant(call, finished):
+    flags = "--output-dir", finished, "--load-model", "--device", "cpu"
+    code, out, err = call(train.main, *flags, "--epochs", 3, "--lr", 0.003, "--optimizer", "sgd")
+    assert code == 0 and load_checkpoint(finished / CHECKPOINT)["settings"]["batch_size"] == 4, err
+    assert "learning_rate: 0.003, as given, instead of the checkpoint's 0.01" in out
+    assert "optimizer: sgd, as given, instead of the checkpoint's adam" in out
+    assert [row["learning_rate"] for row in rows(finished)] == ["0.01", "0.01", "0.003"]
+
+
+def test_an_edited_constant_counts_as_given_and_what_is_not_offered_any_more_is_left_out(
+    call, finished
+):
+    checkpoint = load_checkpoint(finished / CHECKPOINT)
+    checkpoint["constants"]["num_epochs"] = 3  # then; today's constant is another
+    checkpoint["settings"] |= {"scheduler": "cosine", "ema": 0.9}
+    save_checkpoint(checkpoint, finished / CHECKPOINT)
+    code, out, err = call(train.main, "--output-dir", finished, "--load-model", "--device", "cpu")
+    assert code == 0 and len(rows(finished)) == train.NUM_EPOCHS, err
+    assert f"num_epochs: {train.NUM_EPOCHS}, as given, instead of the checkpoint's 2" in out
+    assert "The checkpoint's scheduler is not offered, so none counts" in out

@@ -1,3 +1,5 @@
+"""Device, losses, scores and pictures."""
+
 import platform
 import subprocess
 import sys
@@ -10,27 +12,116 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import utils
 from model import UNet
-from utils import check_accuracy, draw_panel, save_predictions_as_imgs, score_batch
-
-CPU = torch.device("cpu")
-
-
-def loader_of(logits, masks, batch_size=16):
-    """A loader for a network that does nothing, so that the images are the logits."""
-    return DataLoader(TensorDataset(logits, masks), batch_size)
+from support.errors import BadInput
+from utils import LOSSES, check_accuracy, panel_of, save_predictions_as_imgs, score_batch
 
 
-def numpy_scores(logits, masks):
-    """The four means in float64, image by image, straight from their definitions."""
+@pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(
+        BadInput, match=rf"--device {name}: cannot be used \(.*\): try --device cpu"
+    ):
+        utils.pick_device(name)
+
+
+def test_a_device_may_be_named_or_found_or_given():
+    assert utils.pick_device("cpu") == utils.pick_device(torch.device("cpu")) == torch.device("cpu")
+    assert utils.pick_device().type in ("cuda", "mps", "cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    script = """
+import resource, torch, utils
+
+utils.pick_device("cpu")
+for _ in range(5):
+    torch.ones(2**22)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**22)  # 16 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) < 4 * 2**12, "fewer pages were mapped anew than four tensors have"
+
+
+# Losses
+
+
+def numpy_losses(logits, masks):
+    """The losses of each photo in float64, straight from their definitions."""
     rows = []
     for z, m in zip(logits.double().numpy(), masks.double().numpy(), strict=True):
         p = 1 / (1 + np.exp(-z))
-        loss = -(m * np.log(p) + (1 - m) * np.log1p(-p)).mean()
-        a, b = z > 0, m > 0.5
-        dice = 2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1.0
-        iou = (a & b).sum() / (a | b).sum() if (a | b).any() else 1.0
-        rows.append((loss, (a == b).mean(), dice, iou))
+        both, total = (p * m).sum(), p.sum() + m.sum()
+        bce = -(m * np.log(p) + (1 - m) * np.log1p(-p)).mean()
+        dice = 1 - (2 * both + 1) / (total + 1)
+        rows.append((bce, dice, 1 - (both + 1) / (total - both + 1), bce + dice))
+    return dict(zip(("bce", "dice", "iou", "bce-dice"), np.array(rows).T, strict=True))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_agree_with_their_definitions(name):
+    torch.manual_seed(0)
+    logits, masks = torch.randn(5, 1, 20, 30) * 3, (torch.rand(5, 1, 20, 30) < 0.3).float()
+    masks[0] = 0
+    got = LOSSES[name](logits, masks)
+    assert got.shape == (5,) and got.dtype == torch.float32
+    assert got.numpy() == pytest.approx(numpy_losses(logits, masks)[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_small_where_the_logits_are_right_and_large_where_wrong(name):
+    masks = torch.zeros(2, 1, 16, 16)
+    masks[1, :, 4:12] = 1  # the first stays empty
+    right = (masks - 0.5) * 40
+    assert LOSSES[name](right, masks).max() < 1e-5
+    assert LOSSES[name](-right, masks).min() > 0.9
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_losses_and_gradients_are_finite_for_huge_logits_and_empty_masks(name, dtype):
+    logits = torch.tensor([-6e4, -30, 0, 30, 6e4]).to(dtype).view(1, 1, 1, 5).repeat(3, 1, 1, 1)
+    logits.requires_grad_()
+    masks = torch.tensor([[0.0] * 5, [1] * 5, [0, 0, 1, 1, 1]]).view(3, 1, 1, 5)
+    loss = LOSSES[name](logits, masks)
+    loss.mean().backward()
+    assert loss.dtype == torch.float32 and loss.isfinite().all() and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_can_be_learned_from(name):
+    torch.manual_seed(0)
+    masks = (torch.rand(2, 1, 8, 8) < 0.4).float()
+    logits = torch.zeros(2, 1, 8, 8, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        LOSSES[name](logits, masks).mean().backward()
+        optimizer.step()
+    assert ((logits > 0) == (masks > 0.5)).all()
+
+
+# Scores
+
+
+def loader_of(images, masks, batch_size=16):
+    return DataLoader(TensorDataset(images, masks), batch_size)
+
+
+def numpy_scores(logits, masks):
+    """The means of loss, accuracy, Dice and IoU in float64, straight from their definitions."""
+    rows = []
+    for z, m in zip(logits.double().numpy(), masks.numpy() > 0.5, strict=True):
+        loss = np.where(m, np.log1p(np.exp(-z)), np.log1p(np.exp(z))).mean()
+        both, either, total = (z > 0) & m, (z > 0) | m, (z > 0).sum() + m.sum()
+        dice, iou = (2 * both.sum() / total, both.sum() / either.sum()) if total else (1, 1)
+        rows.append((loss, ((z > 0) == m).mean(), dice, iou))
     return np.mean(rows, axis=0)
 
 
@@ -44,40 +135,46 @@ def test_check_accuracy_agrees_with_numpy(kind, batch_size):
     if kind != "random":
         masks[:] = kind == "full"
         logits = logits.abs() if kind != "empty" else -logits.abs()
-    means = check_accuracy(loader_of(logits, masks, batch_size), nn.Identity(), CPU)
+    # The network does nothing, so that the images are the logits.
+    means = check_accuracy(loader_of(logits, masks, batch_size), nn.Identity(), "cpu")
     got = [means[name] for name in ("loss", "accuracy", "dice", "iou")]
     assert np.abs(np.array(got) - numpy_scores(logits, masks)).max() < 1e-6
 
 
 def test_check_accuracy_prints_the_two_classic_lines_once(capsys):
-    # Two photos of four pixels. The first: two of three predicted pixels hit, one is missed not at
-    # all: Dice 2*2/(3+2) = 0.8. The second is right.
+    # Two photos of four pixels. The first: of three predicted pixels two are right, and none is
+    # missed: Dice 2*2/(3+2) = 0.8. The second is right.
     logits = torch.tensor([[[[1.0, 1.0], [1.0, -1.0]]], [[[-1.0, 1.0], [-1.0, -1.0]]]])
     masks = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]], [[[0.0, 1.0], [0.0, 0.0]]]])
     means = check_accuracy(loader_of(logits, masks), nn.Identity(), "cpu")
     assert capsys.readouterr().out == "Got 7/8 with acc 87.50\nDice score: 0.90000\n"
-    assert means["accuracy"] == 0.875 and means["dice"] == pytest.approx(0.9)
-    assert means["iou"] == pytest.approx((2 / 3 + 1) / 2)
+    expected = {"accuracy": 7 / 8, "dice": 0.9, "iou": (2 / 3 + 1) / 2}
+    expected["constant"] = (2 * 2 / (4 + 2) + 2 * 1 / (4 + 1)) / 2  # if all were marked
+    assert means == pytest.approx(expected | {"loss": means["loss"]})
 
 
 def test_the_scores_of_a_network_do_not_depend_on_the_batch_size(float32):
     torch.manual_seed(0)
     model = UNet(features=(4, 8))
     images, masks = torch.rand(7, 3, 16, 24), (torch.rand(7, 1, 16, 24) < 0.5).float()
-    results = [
-        check_accuracy(DataLoader(TensorDataset(images, masks), size), model, CPU)
-        for size in (1, 3, 16)
-    ]
-    for name in results[0]:
-        assert np.ptp([result[name] for result in results]) < 1e-6
+    first, *others = (
+        check_accuracy(loader_of(images, masks, size), model, "cpu") for size in (1, 3, 16)
+    )
+    assert all(other == pytest.approx(first, abs=1e-6) for other in others)
     assert model.training, "the model is left in the mode it was in"
 
 
-def test_a_pixel_counts_where_its_probability_is_above_the_threshold():
-    logits = torch.tensor([0.31, 0.29, 0.9, 0.0]).logit().reshape(1, 1, 2, 2)
-    masks = torch.ones(1, 1, 2, 2)
-    assert score_batch(logits, masks, 0.3)["correct"].item() == 2
-    assert score_batch(logits, masks, 0.5)["correct"].item() == 1
+def test_tta_is_the_mean_over_a_photo_and_its_mirror_image():
+    model, images = UNet(features=(4,)).eval(), torch.rand(2, 3, 8, 12)
+    one, other = (utils.logits_of(model, i, torch.device("cpu")) for i in (images, images.flip(3)))
+    both = utils.logits_of(model, images, torch.device("cpu"), tta=True)
+    assert torch.allclose(both, (one + other.flip(3)) / 2, atol=1e-6) and not both.requires_grad
+
+
+@pytest.mark.parametrize("threshold, count", [(0, 5), (0.3, 4), (0.5, 2), (0.9, 1), (1, 0)])
+def test_a_pixel_counts_where_its_probability_is_above_the_threshold(threshold, count):
+    logits = torch.tensor([0.01, 0.31, 0.5, 0.85, 0.95]).logit().reshape(1, 1, 1, 5)
+    assert score_batch(logits, torch.ones(1, 1, 1, 5), threshold)["correct"].item() == count
 
 
 def test_logits_are_brought_to_the_size_of_the_masks():
@@ -85,48 +182,29 @@ def test_logits_are_brought_to_the_size_of_the_masks():
     assert score_batch(logits, torch.ones(1, 1, 41, 59))["dice"].item() == 1
 
 
-# Pictures
-
-
 def test_predictions_are_saved_as_grids_and_panels(tmp_path):
     torch.manual_seed(0)
     images, masks = torch.rand(5, 3, 16, 24), (torch.rand(5, 1, 16, 24) < 0.5).float()
-    loader = DataLoader(TensorDataset(images, masks), 3)
-    save_predictions_as_imgs(loader, UNet(features=(4,)), tmp_path / "new", "cpu")
-    found = sorted(path.name for path in (tmp_path / "new").iterdir())
-    panels = [f"panel_{i}.png" for i in range(5)]
-    assert found == sorted(["gt_0.png", "gt_1.png", "pred_0.png", "pred_1.png", *panels])
-    grid = np.asarray(Image.open(tmp_path / "new" / "gt_0.png").convert("L"))
+    save_predictions_as_imgs(
+        loader_of(images, masks, 3), UNet(features=(4,)), tmp_path / "n", "cpu"
+    )
+    grids, panels = ("gt_0", "gt_1", "pred_0", "pred_1"), (f"panel_{i}" for i in range(5))
+    assert {path.stem for path in (tmp_path / "n").iterdir()} == {*grids, *panels}
+    grid = np.asarray(Image.open(tmp_path / "n" / "gt_0.png").convert("L"))
     assert (grid[2:18, 2:26] == masks[0, 0].numpy() * 255).all()
 
 
-def test_a_panel_shows_missed_pixels_red_and_those_too_many_blue():
+@pytest.mark.parametrize("channels, mean", [(3, 0.0), (1, 0.0), (3, [0.1, 0.1, 0.1])])
+def test_a_panel_shows_missed_pixels_red_and_those_too_many_blue(channels, mean):
     mask, logits = torch.zeros(1, 40, 60), torch.full((1, 40, 60), -3.0)
     mask[:, :, :20] = 1  # missed
     logits[:, :, 40:] = 3  # too many
-    panel = np.asarray(draw_panel("car", torch.full((3, 40, 60), 0.5), mask, logits))[-40:]
+    scale = {"mean": mean, "std": 1.0, "max_pixel_value": 255.0}
+    image = torch.full((channels, 40, 60), 0.5 - np.max(mean))
+    panel = np.asarray(panel_of("car", image, mask, logits, 0.5, scale))[-40:]
     photo, true, predicted, differ = (panel[:, i * 60 : (i + 1) * 60] for i in range(4))
     assert (photo == 127).all()
     assert (true[:, :20] == 255).all() and (true[:, 20:] == 0).all()
     assert (predicted[:, 40:] == 255).all() and (predicted[:, :40] == 0).all()
     assert (differ[:, :20] == (230, 60, 50)).all() and (differ[:, 40:] == (60, 130, 255)).all()
     assert (differ[:, 20:40] == 63).all()
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
-def test_freed_memory_is_kept_for_the_next_step():
-    script = """
-import resource, torch, utils
-
-utils.set_up(torch.device("cpu"))
-for _ in range(5):
-    torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    torch.ones(2**24)  # 64 MiB
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < 4 * 2**14, "fewer pages were mapped anew than four tensors have"

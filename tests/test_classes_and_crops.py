@@ -1,0 +1,296 @@
+"""Several classes, ignored pixels, groups and crops, from masks' files to scores and resuming."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, assert_refused, assert_same_run, rows
+from PIL import Image
+from torch import nn
+
+import test as evaluation
+import train
+import utils
+from dataset import CarvanaDataset, car_id, get_loaders, split_by_car, to_channels
+from support import advice
+from support.cache import Cache
+from support.images import IGNORED, Labels
+from support.pairs import Pair, find_pairs
+from support.scores import label_map
+from support.tiles import in_tiles
+from utils import LOSSES, check_accuracy, predicted_masks, score_batch, without_ignored
+
+CLASSES = ("--classes", "bright", "dim")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Photos of a bright and a dim square; masks of 0, 1, 2, and 9 in a corner. Odd sizes."""
+    rng, folder = np.random.default_rng(0), tmp_path / "scenes"
+    for name in ("train_images", "train_masks"):
+        (folder / name).mkdir(parents=True)
+    for number in range(8):
+        height, width = 41 + number, 60 - number
+        photo = rng.integers(0, 40, (height, width, 3), np.uint8)
+        mask = np.zeros((height, width), np.uint8)
+        for value, level in ((1, 200), (2, 90)):
+            top, left = rng.integers(0, 20), rng.integers(0, 14) + 24 * (value - 1)
+            place = np.s_[top : top + 20, left : left + 20]
+            photo[place] += np.uint8(level)
+            mask[place] = value
+        mask[-4:, -4:] = 9
+        Image.fromarray(photo).save(folder / "train_images" / f"{'abcd'[number % 4]}{number}.png")
+        Image.fromarray(mask).save(folder / "train_masks" / f"{'abcd'[number % 4]}{number}.png")
+    return folder
+
+
+@pytest.fixture
+def learn(call, scenes, tmp_path):
+    """Train on the scenes: learn(folder, *flags) -> (code, stdout, stderr)."""
+
+    def learn(folder, *flags):
+        folders = ["--data-dir", scenes, "--output-dir", tmp_path / folder, "--ignore", 9]
+        return call(train.main, *folders, *SMALL, "--loss", "bce-dice", *flags)
+
+    return learn
+
+
+# Tensors and scores
+
+
+def test_a_mask_becomes_a_channel_a_class_and_minus_one_where_it_is_ignored():
+    mask = np.array([[0, 1], [2, IGNORED]], np.uint8)
+    channels = to_channels(mask, Labels(2, (), 9))
+    assert channels.tolist() == [[[0, 1], [0, -1]], [[0, 0], [1, -1]]]
+    assert label_map(channels).tolist() == [[0, 1], [2, 0]]
+    assert to_channels(mask[:1], Labels()).tolist() == [[[0, 1]]]
+
+
+def test_a_pixel_is_of_its_likeliest_class_if_that_is_above_the_threshold():
+    logits = torch.tensor([[2.0, -1, 1, -3], [1.0, -2, 3, 5], [0.5, -4, 3, -9]]).view(1, 3, 1, 4)
+    assert label_map(predicted_masks(logits, 0.5)).tolist() == [[[1, 0, 2, 2]]]
+    assert label_map(predicted_masks(logits, 0.97)).tolist() == [[[0, 0, 0, 2]]]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_of_classes_is_the_mean_of_theirs_and_ignored_pixels_move_nothing(loss):
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 3, 8, 8), (torch.rand(2, 3, 8, 8) > 0.7).float()
+    each = [LOSSES[loss](logits[:, [k]], masks[:, [k]]) for k in range(3)]
+    assert LOSSES[loss](logits, masks).allclose(torch.stack(each).mean(0))
+
+    masks[:, :, :3] = -1
+    logits.requires_grad_()
+    LOSSES[loss](*without_ignored(logits, masks)).sum().backward()
+    assert not logits.grad[:, :, :3].any() and logits.grad[:, :, 3:].all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_scores_of_classes_agree_with_numpy_and_leave_out_what_is_ignored(batch_size, capsys):
+    torch.manual_seed(1)
+    logits, masks = torch.randn(5, 3, 9, 7), torch.zeros(5, 3, 9, 7)
+    true = torch.randint(0, 3, (5, 9, 7))  # the third class does not come
+    masks.scatter_(1, true[:, None] - 1 + 4 * (true[:, None] == 0) - 2 * (true[:, None] == 0), 1.0)
+    masks[:, 2] = 0
+    logits[:, 2] -= 50
+    masks[:, :, :2] = -1
+    model = nn.Identity()
+    model.final_conv = nn.Conv2d(1, 3, 1)
+    loader = [
+        (logits[i : i + batch_size], masks[i : i + batch_size]) for i in range(0, 5, batch_size)
+    ]
+    found = check_accuracy(loader, model, "cpu", classes=("a", "b", "c"))
+
+    wanted = label_map(masks).numpy()[:, 2:]
+    predicted = label_map(predicted_masks(logits, 0.5)).numpy()[:, 2:]
+    dice, iou = {}, {}
+    for number, name in ((1, "a"), (2, "b")):
+        one, other = wanted == number, predicted == number
+        dice[name] = 2 * (one & other).sum() / (one.sum() + other.sum())
+        iou[name] = (one & other).sum() / (one | other).sum()
+        assert found[f"dice {name}"] == pytest.approx(dice[name], abs=1e-6)
+        assert found[f"iou {name}"] == pytest.approx(iou[name], abs=1e-6)
+    assert found["dice"] == pytest.approx(np.mean(list(dice.values())), abs=1e-6)
+    assert found["iou"] == pytest.approx(np.mean(list(iou.values())), abs=1e-6)
+    assert "dice c" not in found and found["accuracy"] == pytest.approx(
+        (wanted == predicted).mean()
+    )
+    right, pixels = (wanted == predicted).sum(), wanted.size
+    assert f"Got {right}/{pixels} " in capsys.readouterr().out
+
+
+def test_marking_everything_is_scored_beside():
+    masks = torch.zeros(2, 1, 4, 4)
+    masks[0, 0, :2], masks[1, 0, :1] = 1, 1
+    scores = score_batch(torch.ones(2, 1, 4, 4), masks)
+    assert scores["constant"].equal(scores["dice"])
+
+
+# Groups
+
+
+def test_what_the_regular_expression_finds_stays_on_one_side():
+    assert [car_id(name, r"_(\d+)[LR]") for name in ("Image_01L", "Image_01R", "other")] == [
+        *("01", "01"),
+        "other",
+    ]
+    pairs = [Pair(f"{patient}_{slice}", "", "") for patient in range(9) for slice in range(5)]
+    train_pairs, val_pairs = split_by_car(pairs, 0.3, r"^(\d)_")
+    sides = [{pair.name[0] for pair in side} for side in (train_pairs, val_pairs)]
+    assert not sides[0] & sides[1] and len(val_pairs) % 5 == 0
+
+
+@pytest.mark.parametrize("pattern", ["(", "no group", "[("])
+def test_what_is_no_regular_expression_with_a_group_is_refused(learn, pattern):
+    assert_refused(learn("run", "--group", pattern), "no regular expression with a (group)")
+
+
+@pytest.mark.parametrize(
+    "held_out, names, hint",
+    [
+        ("Image_02L", ["Image_02R", "Image_03R"], "(.*)[LR]$"),
+        ("frame_0009", ["frame_0010"], r"(.*)\d$"),
+        ("exp1_num_5", ["exp1_num_4", "exp2_num_7"], r"(.*?)\d+$"),
+        ("b", ["a", "c"], None),
+        ("21_training", ["22_training"], None),
+        ("frame_12", ["frame_3", "frame_44"], None),
+    ],
+)
+def test_held_out_photos_that_look_like_neighbours_are_named(held_out, names, hint):
+    lines = advice.neighbours(names, [held_out])
+    assert bool(lines) == bool(hint)
+    assert not hint or all(part in lines[0] for part in (held_out, names[0], f"'{hint}'"))
+
+
+# Whole runs
+
+
+def test_classes_are_learned_evaluated_and_written_as_what_they_are(learn, call, tmp_path):
+    code, out, err = learn("run", *CLASSES, "--epochs", 25, "--augment", "flip", "--batch-size", 2)
+    assert code == 0, err
+    last = rows(tmp_path / "run")[-1]
+    assert {"dice bright", "iou bright", "dice dim", "iou dim"} < last.keys()
+    assert max(float(row["dice bright"]) for row in rows(tmp_path / "run")) > 0.6
+
+    checkpoint = utils.load_checkpoint(tmp_path / "run" / "best_checkpoint.pth.tar")
+    assert checkpoint["classes"] == ["bright", "dim"] and checkpoint["model"]["out_channels"] == 2
+    code, out, err = call(evaluation.main, "--output-dir", tmp_path / "run", "--full-size")
+    assert code == 0 and "  dim    " in out and "marking everything" in out, err
+    colours = np.asarray(Image.open(tmp_path / "run" / "saved_images" / "gt_0.png"))
+    assert {(0, 0, 0), (128, 0, 0), (0, 128, 0)} <= set(map(tuple, colours.reshape(-1, 3).tolist()))
+
+
+@pytest.mark.parametrize("flags", [CLASSES, (*CLASSES, "--crop", 32), ("--mask-value", 1, 2)])
+def test_a_run_of_classes_or_crops_resumes_as_if_never_stopped(learn, tmp_path, flags):
+    for folder, parts in (("whole", [2]), ("parts", [1, 2])):
+        for epochs in parts:
+            code, _, err = learn(folder, *flags, "--epochs", epochs, "--load-model")
+            assert code == 0, err
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_weights_for_other_classes_start_a_run_but_for_their_last_layer(learn, tmp_path, trained):
+    weights = trained / "best_checkpoint.pth.tar"
+    code, out, err = learn("run", *CLASSES, "--epochs", 1, "--lr", "1e-9", "--pretrained", weights)
+    assert code == 0 and "last layer, for 1 classes there, starts anew" in out, err
+    before = utils.load_checkpoint(weights)["state_dict"]
+    after = utils.load_checkpoint(tmp_path / "run" / "my_checkpoint.pth.tar")["state_dict"]
+    name = "downs.0.conv.0.weight"
+    assert after[name].allclose(before[name], atol=1e-5) and len(after["final_conv.bias"]) == 2
+    refused = learn("run", "--load-model", "--classes", 3, "--epochs", 2)
+    assert_refused(refused, "--classes", "start afresh")
+
+
+def test_a_run_that_is_too_short_to_learn_says_so_and_what_to_try(learn):
+    code, out, _ = learn("run", "--mask-value", 1, "--epochs", 1, "--lr", "1e-9")
+    assert code == 0 and "Only 2 steps: --epochs 100" in out and "Only 7 photos" in out
+    assert "Nothing was learned: marking everything has a Dice of 0." in out
+
+
+# Crops and tiles
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (33, 70), (100, 9), (20, 30)])
+def test_tiles_of_any_photo_add_up_to_it(height, width):
+    images, sizes = torch.rand(1, 2, height, width), set()
+
+    def answer(tile):
+        sizes.add(tile.shape[-2:])
+        return tile * 3
+
+    assert in_tiles(answer, images, 32).allclose(images * 3, atol=1e-5)
+    assert sizes == {(min(height, 32), min(width, 32))}
+
+
+def test_crops_are_of_the_photos_own_pixels_others_each_epoch_and_the_same_again(scenes):
+    folders = scenes / "train_images", scenes / "train_masks"
+    labels = Labels(2, (), 9)
+    crops = get_loaders(*folders, None, None, 4, size=(32, 32), labels=labels, crop=32)
+    photos, held_out = (loader.dataset for loader in crops)
+    names = [pair.name for pair in photos.pairs]
+    assert len(names) == 4 * len(set(names))  # 32x32 pixels cover 41x60 and the like in 2x2
+
+    again = CarvanaDataset(None, None, photos.transform, pairs=photos.pairs, labels=labels, crop=32)
+    images = [photos[epoch, index][0] for epoch in (1, 2) for index in range(4)]
+    assert all(a.shape == (3, 32, 32) for a in images)
+    assert len({image.numpy().tobytes() for image in images}) == 8
+    assert again[2, 3][0].equal(images[-1]), "without the cache"
+
+    whole, mask = held_out[0]
+    pair = held_out.pairs[0]
+    assert whole.shape[1:] == mask.shape[1:] == np.asarray(Image.open(pair.photo)).shape[:2]
+    assert (
+        (whole * 255)
+        .round()
+        .byte()
+        .permute(1, 2, 0)
+        .equal(torch.tensor(np.array(Image.open(pair.photo))))
+    )
+
+
+def test_a_photo_smaller_than_a_crop_goes_on_mirrored(scenes):
+    pairs = find_pairs(scenes / "train_images", scenes / "train_masks")
+    image, mask = CarvanaDataset(None, None, pairs=pairs, labels=Labels(2, (), 9), crop=64)[0]
+    assert image.shape == (3, 64, 64) and mask.shape == (2, 64, 64)
+    assert image[:, 41].equal(image[:, 40]) and image[:, 43].equal(image[:, 38])
+
+
+def test_a_run_on_crops_keeps_their_size_and_is_scored_on_whole_photos(learn, call, tmp_path):
+    code, out, err = learn("run", "--mask-value", 1, 2, "--crop", 32, "--epochs", 1)
+    assert code == 0 and "Crops of 32 pixels" in out, err
+    checkpoint = utils.load_checkpoint(tmp_path / "run" / "my_checkpoint.pth.tar")
+    assert checkpoint["crop"] == 32 and checkpoint["image_size"] == [32, 32]
+    for flags in ([], ["--full-size"], ["--tta"]):
+        shutil.rmtree(tmp_path / "scenes" / ".cache", ignore_errors=True)
+        path = tmp_path / "scores.csv"
+        code, _, err = call(
+            evaluation.main, "--output-dir", tmp_path / "run", "--csv", path, *flags
+        )
+        assert code == 0, err
+        scores = rows(tmp_path, "scores.csv")
+        if not flags:
+            first = scores
+        assert flags == ["--tta"] or scores == first
+    assert_refused(learn("small", "--crop", 4), "--crop", "need at least")
+
+
+def test_the_cache_knows_labels_and_photos_of_their_own_sizes(scenes):
+    pairs = find_pairs(scenes / "train_images", scenes / "train_masks")
+    place = scenes / "train_images"
+    caches = [Cache(pairs, None, 3, place, labels=Labels(2, (), 9)) for _ in range(2)]
+    other = Cache(pairs, None, 3, place, labels=Labels(1, (1,), 9))
+    assert caches[0].path == caches[1].path != other.path
+    caches[0].build()
+    assert caches[1].exists and not other.exists
+    for pair in (pairs[3], pairs[0]):
+        photo, mask = caches[1].read(pair)
+        assert (photo == np.asarray(Image.open(pair.photo))).all()
+        raw = np.asarray(Image.open(pair.mask))
+        assert (mask == np.where(raw == 9, IGNORED, raw)).all()
+
+
+def test_masks_of_classes_that_nobody_named_are_refused_with_what_is_in_them(learn, call, scenes):
+    folders = ["--data-dir", scenes, *SMALL]
+    refused = call(train.main, *folders)
+    assert_refused(refused, "train_masks", "--classes", "--mask-value", "--ignore")

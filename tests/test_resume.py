@@ -1,0 +1,243 @@
+"""A run that is stopped, killed or broken off goes on as if that had never happened."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from itertools import count
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, assert_refused, assert_same_run, rows, start, wait_for_epoch
+
+import train
+import utils
+from support.checkpoints import load_optimizer
+from train import Run, Settings
+from utils import CHECKPOINT, load_checkpoint
+
+OLDER = ROOT / "tests" / "files" / "stopped_by_60dd799.pth.tar"  # at step 2 of 4 of epoch 2
+
+
+@contextlib.contextmanager
+def steps(last=0, then=lambda: signal.raise_signal(signal.SIGTERM)):
+    """In the block, a list of the steps taken, each by its epoch; after `last`, if any, a signal
+    comes, or what `then` does."""
+    step, taken = Run.step, []
+
+    def counted_step(run):
+        step(run)
+        taken.append(run.epoch + 1)
+        if len(taken) == last:
+            then()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "step", counted_step)
+        yield taken
+
+
+# Stopped ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--no-cache --optimizer sgd --scheduler onecycle",
+        "--num-workers 2 --save-every 0 --loss dice --augment strong",
+        "--batch-size 1 --accumulate 2 --optimizer adamw --scheduler onecycle",
+        "--optimizer sgd --scheduler step --step-size 1 --checkpoint-activations",
+    ],
+)
+def test_a_run_stopped_inside_an_epoch_ends_as_one_never_stopped(fit, tmp_path, flags):
+    flags = ["--epochs", 3, "--batch-size", 2, *flags.split()]  # four steps an epoch
+    assert fit("whole", *flags)[0] == 0
+    for last, step, epoch in ((3, 3, 1), (1, 4, 1), (2, 2, 2)):
+        with steps(last):
+            code, _, err = fit("parts", *flags, "--load-model")
+        batches = step * (2 if "--accumulate" in flags else 1)
+        assert code == 143 and f"holds the run up to step {batches} of epoch {epoch}" in err, err
+        assert "to go on: python " in err and "--load-model" in err
+    assert fit("parts", *flags, "--load-model")[0] == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert [row["epoch"] for row in rows(tmp_path / "parts")] == ["1", "2", "3"]
+
+
+def test_a_second_signal_while_the_run_is_saved_does_not_lose_the_save(fit, tmp_path, monkeypatch):
+    save = utils.save_checkpoint
+
+    def stop_then_save(*args):
+        signal.raise_signal(signal.SIGTERM)
+        save(*args)
+
+    monkeypatch.setattr(utils, "save_checkpoint", stop_then_save)
+    with steps(1):
+        assert fit("run", "--save-every", 0)[0] == 143
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["part"]["step"] == 1
+
+
+def test_a_signal_while_validation_runs_loses_nothing_of_the_epoch(fit, tmp_path, monkeypatch):
+    fit("whole", "--epochs", 2)
+    score_loader = utils.score_loader
+
+    def stop_then_score(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        return score_loader(*args, **options)
+
+    monkeypatch.setattr(utils, "score_loader", stop_then_score)
+    code, _, err = fit("parts", "--epochs", 2, "--save-every", 0)
+    assert code == 130 and "up to step 2 of epoch 1" in err
+    monkeypatch.setattr(utils, "score_loader", score_loader)
+    with steps() as taken:
+        assert fit("parts", "--load-model")[0] == 0
+    assert taken == [2, 2], "the second epoch's steps only"
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
+    process = start(data, tmp_path / "run", "--epochs", 5000, "--num-workers", 1)
+    wait_for_epoch(process, 1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "Stopping after this step" in err and "holds the run up to" in err
+    assert "to go on: python train.py --data-dir" in err and "--load-model" in err
+    assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["epoch"] >= 1
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_for_the_step(data, tmp_path):
+    large = "--features 64 128 --image-height 640 --image-width 960 --batch-size 8".split()
+    process = start(data, tmp_path / "run", *large)
+    assert any(line.startswith("Epochs 1 to") for line in process.stdout), process.stderr.read()
+    time.sleep(2)  # then the first step has begun
+    process.send_signal(signal.SIGINT)
+    assert any("Stopping after this step" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT, "as from Ctrl-C; a shell says 130"
+    assert "Stopped" not in err and "Traceback" not in err
+
+
+# Killed -------------------------------------------------------------------------------------------
+
+
+def train_and_die_in_save(argv, number):
+    """Train in a process that is killed when half of its checkpoint of this number is written."""
+    save, saves = torch.save, count(1)
+
+    def save_and_die(state, file):
+        if next(saves) < number:
+            return save(state, file)
+        content = io.BytesIO()
+        save(state, content)
+        file.write(content.getvalue()[: content.tell() // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save_and_die
+    train.main([*map(str, argv), "--save-every", "1"])
+
+
+def test_a_run_killed_in_one_save_after_another_ends_as_one_never_killed(
+    fit, data, tmp_path, forkserver
+):
+    assert fit("whole", "--epochs", 2)[0] == 0
+    run = tmp_path / "run"
+    argv = ["--load-model", "--data-dir", data, "--output-dir", run, *SMALL, "--epochs", 2]
+    for number in count(1):
+        process = forkserver.Process(target=train_and_die_in_save, args=(argv, number))
+        process.start()
+        process.join(60)
+        for file in run.glob("*.pth.tar"):
+            load_checkpoint(file)  # each file that there is is whole
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+    assert number > 3 and len(rows(run)) == 2
+    assert_same_run(tmp_path / "whole", run)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_a_checkpoint(fit, tmp_path):
+    flags = "--epochs", 8, "--num-workers", 2
+    fit("whole", *flags)
+    with steps(3, lambda: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)):
+        result = fit("run", *flags)
+    assert_refused(result, "a process that loads data was killed", "--load-model")
+    assert fit("run", *flags, "--load-model")[0] == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+# What is gone on with -----------------------------------------------------------------------------
+
+
+def test_without_a_checkpoint_a_run_starts_afresh_and_says_so(fit, tmp_path):
+    code, out, _ = fit("run", "--epochs", 1, "--load-model")
+    assert code == 0 and "no checkpoint to go on with" in out and len(rows(tmp_path / "run")) == 1
+
+
+def test_a_finished_run_says_so_and_only_a_table_that_a_kill_left_behind_is_mended(fit, finished):
+    before, table = (finished / CHECKPOINT).read_bytes(), (finished / "metrics.csv").read_bytes()
+    (finished / "metrics.csv").write_bytes(table[:-200])
+    code, out, _ = fit("run", "--load-model", "--epochs", 2)
+    assert code == 0 and "nothing is left to do; --load-model --epochs 4 would go on" in out
+    assert (finished / CHECKPOINT).read_bytes() == before
+    assert (finished / "metrics.csv").read_bytes() == table
+
+
+def test_a_run_that_is_given_more_epochs_is_on_the_longer_schedule(fit, tmp_path):
+    fit("whole", "--epochs", 4, "--step-size", 3)
+    fit("parts", "--epochs", 2, "--step-size", 3)
+    code, out, _ = fit("parts", "--epochs", 4, "--load-model")
+    assert code == 0 and "num_epochs: 4, as given, instead of the checkpoint's 2" in out
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    rates = [float(row["learning_rate"]) for row in rows(tmp_path / "parts")]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.001])
+
+
+def test_an_epoch_goes_on_with_the_same_photos_and_begins_anew_with_others(fit, data, tmp_path):
+    with steps(1):
+        assert fit("run", "--epochs", 1)[0] == 143
+    (tmp_path / "link").symlink_to(data)
+    with steps(2) as taken:
+        code, out, _ = fit("run", "--epochs", 2, "--load-model", "--data-dir", tmp_path / "link")
+    assert code == 143 and "anew" not in out and taken == [1, 2]
+    for path in data.glob("*/000000000004_02*"):
+        path.unlink()
+    with steps() as taken:
+        code, out, _ = fit("run", "--epochs", 2, "--load-model")
+    assert code == 0 and "epoch begins anew" in out and taken == [2, 2]
+
+
+def test_a_checkpoint_that_older_code_wrote_inside_an_epoch(call, data, tmp_path):
+    os.mkdir(tmp_path / "run")
+    shutil.copy(OLDER, tmp_path / "run" / CHECKPOINT)
+    flags = "--load-model", "--data-dir", data, "--output-dir", tmp_path / "run", "--device", "cpu"
+    for epochs, expected in ((3, [2, 2, 3, 3, 3, 3]), (4, [4, 4, 4, 4])):
+        with steps() as taken:
+            code, out, err = call(train.main, *flags, "--epochs", epochs)
+        assert code == 0 and "anew" not in out and taken == expected, err
+    table = rows(tmp_path / "run")
+    assert [row["epoch"] for row in table] == list("1234")
+    assert [row["threshold"] for row in table] == ["0.5", "", "", ""], "a column later rows lack"
+
+
+def test_a_run_with_a_loss_scaler_goes_on_from_one_without(finished, monkeypatch):
+    checkpoint = load_checkpoint(finished / CHECKPOINT)
+    monkeypatch.setattr(utils, "amp_dtype", lambda device: torch.float16)
+    run = Run(Settings(features=(4, 8)), torch.device("cpu"), finished)
+    run.restore(checkpoint, finished / CHECKPOINT)
+    assert run.scaler.is_enabled() and run.epoch == 2
+
+
+def test_moments_are_laid_out_in_memory_as_the_weights_are():
+    weight = torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
+    optimizer, moments = torch.optim.Adam([weight], fused=True), torch.rand(4, 3, 3, 3)
+    saved = {"step": 1, "exp_avg": moments, "exp_avg_sq": moments}
+    load_optimizer(optimizer, optimizer.state_dict() | {"state": {0: saved}})
+    loaded = optimizer.state[weight]["exp_avg"]  # the fused steps do not look at the layout
+    assert torch.equal(loaded, moments) and loaded.stride() == weight.stride()
