@@ -306,6 +306,8 @@ def train_one_epoch(run, loader, stop):
     model, loss_function = run.trained_model.train(), LOSSES[settings.loss]
     photos, batch_size = len(loader.dataset), settings.batch_size * world_size()
     look_every = 1 if device.type == "cpu" else 20  # a look at a GPU's numbers makes it wait
+    # In float64, which MPS has not, sums of losses are the same in whatever order they are added.
+    exact = torch.float32 if device.type == "mps" else torch.float64
     seen, loss_sum, start = progress.seen, progress.loss_sum, time.perf_counter() - progress.seconds
     loader.sampler.set_epoch(run.epoch + 1, start=seen)
     title = f"epoch {run.epoch + 1}/{settings.num_epochs}"
@@ -325,7 +327,7 @@ def train_one_epoch(run, loader, stop):
             # The mean over the photos of one step; DistributedDataParallel's is over processes.
             together = min(settings.accumulate * batch_size, photos - progress.seen)
             run.scaler.scale(losses.sum() * (world_size() / together)).backward()
-            loss_sum, seen = loss_sum + losses.detach().sum(), seen + count
+            loss_sum, seen = loss_sum + losses.detach().sum(dtype=exact), seen + count
             if seen < progress.seen + together:
                 continue
             run.step()
