@@ -142,11 +142,7 @@ class CarvanaDataset(Dataset):
         # The epoch comes with the index: a worker that lives on would not see an attribute change.
         epoch, index = key if isinstance(key, tuple) else (0, key)
         pair = self.pairs[index]
-        if self.cache is not None:
-            photo, mask = self.cache.read(pair)
-        else:
-            check_header(pair)  # the files may have changed since the start
-            photo, mask = read_pair(pair, self.size, self.channels, self.labels)
+        photo, mask = self.read(pair)
         # A photo of many crops comes many times an epoch.
         seed = stable_hash(f"{self.seed} {epoch} {pair.name}" + f" {index}" * bool(self.crop))
         if self.crop:
@@ -161,6 +157,13 @@ class CarvanaDataset(Dataset):
         if isinstance(image, np.ndarray):  # a transform of the caller's without ToTensorV2
             image = torch.from_numpy(image).permute(2, 0, 1)
         return image.float(), to_channels(mask, self.labels)
+
+    def read(self, pair):
+        """(photo, mask) as they are before the transform; see support.pairs.read_pair."""
+        if self.cache is not None:
+            return self.cache.read(pair)
+        check_header(pair)  # the files may have changed since the start
+        return read_pair(pair, self.size, self.channels, self.labels)
 
     def __getitems__(self, keys):
         """A batch's items; in a worker, which cannot raise it whole, a BadInput in their place."""

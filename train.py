@@ -33,6 +33,7 @@ from support.errors import BadInput, nearby, printable, shown
 from support.images import Labels
 from support.pairs import cpu_count
 from support.progress import ProgressBar
+from support.scores import class_weights
 from support.settings import FOLDERS, HELD_OUT, choose_settings, flag, get_args_parser, read_flags
 from support.signals import Stopped, stop_request
 from support.writing import check_output, move_aside
@@ -66,6 +67,7 @@ NUM_EPOCHS = 10
 BATCH_SIZE = 16
 ACCUMULATE = 1  # batches whose gradients make one step: 2 with half the BATCH_SIZE is as good
 LOSS = "bce"  # or "dice", "iou", "bce-dice": see LOSSES in utils.py
+CLASS_WEIGHTS = ()  # "auto", or a number for each class: how often its pixels count in the loss
 OPTIMIZER = "adam"  # or "adamw", "sgd"
 LEARNING_RATE = 1e-4  # the highest, where SCHEDULER changes it
 SCHEDULER = "none"  # or "step", "onecycle"
@@ -118,6 +120,7 @@ class Settings:
     batch_size: int = flag(BATCH_SIZE, "photos a batch, of each process", "--batchsize", most=65536)
     accumulate: int = flag(ACCUMULATE, "batches whose gradients make one step", most=65536)
     loss: str = flag(LOSS, "see LOSSES in utils.py", choices=tuple(LOSSES))
+    class_weights: tuple[str, ...] = flag(CLASS_WEIGHTS, "how often pixels count, or auto")
     optimizer: str = flag(OPTIMIZER, "sgd has Nesterov momentum 0.9", choices=tuple(OPTIMIZERS))
     learning_rate: float = flag(LEARNING_RATE, "the highest", "--lr")
     scheduler: str = flag(SCHEDULER, "of the learning rate", choices=("none", "step", "onecycle"))
@@ -191,6 +194,7 @@ class Run:
         # Fused, SGD would start from anything where the scaler skips the first step.
         self.optimizer = make(self.model.parameters(), rate, fused=not half)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.loss_function = LOSSES[settings.loss]
         self.threshold = CLASSIC["threshold"]
         self.history = []  # one row of metrics.csv an epoch
         self.constant = 0.0  # validation Dice of marking everything
@@ -303,8 +307,8 @@ def train_one_epoch(run, loader, stop):
     may be saved. Raises Stopped after a signal, BadInput once the loss is no number.
     """
     settings, device, progress = run.settings, run.device, run.progress
-    model, loss_function = run.trained_model.train(), LOSSES[settings.loss]
-    photos, batch_size = len(loader.dataset), settings.batch_size * world_size()
+    model, photos = run.trained_model.train(), len(loader.dataset)
+    batch_size = settings.batch_size * world_size()
     look_every = 1 if device.type == "cpu" else 20  # a look at a GPU's numbers makes it wait
     # In float64, which MPS has not, sums of losses are the same in whatever order they are added.
     exact = torch.float32 if device.type == "mps" else torch.float64
@@ -322,7 +326,7 @@ def train_one_epoch(run, loader, stop):
                 logits = model(images)  # (N, K, H, W)
             if settings.ignore is not None:
                 logits, masks = utils.without_ignored(logits, masks)
-            losses = loss_function(logits, masks)[:own]  # (N,)
+            losses = run.loss_function(logits, masks)[:own]  # (N,)
 
             # The mean over the photos of one step; DistributedDataParallel's is over processes.
             together = min(settings.accumulate * batch_size, photos - progress.seen)
@@ -347,13 +351,13 @@ def train(run, train_loader, val_loader):
 
     Raises Stopped after a signal, once all that was trained is saved.
     """
-    epochs, loss_function = run.settings.num_epochs, LOSSES[run.settings.loss]
+    epochs = run.settings.num_epochs
     with stop_request() as stop:  # also around the last save
         try:
             while run.epoch < epochs:
                 loss, speed = train_one_epoch(run, train_loader, stop)
                 start, watched = time.perf_counter(), stop.watch(val_loader)
-                rules = run.threshold, loss_function, run.settings.classes
+                rules = run.threshold, run.loss_function, run.settings.classes
                 scores = utils.check_accuracy(watched, run.model, run.device, *rules)
                 seconds = run.progress.seconds + time.perf_counter() - start
                 run.check(scores["loss"], "validation loss")
@@ -452,6 +456,9 @@ def prepare(given, parser, device):
             cache_dir=settings.cache_dir and ROOT / settings.cache_dir,
             **{name: getattr(settings, name) for name in PASSED_ON.split()},
         )
+    if settings.class_weights:
+        weights = class_weights(settings, loaders[0].dataset).to(device)
+        run.loss_function = partial(run.loss_function, weights=weights)
     photos, names = len(loaders[0].dataset), loaders[0].dataset.names
     order = stable_hash(f"{settings.seed} {names}")
     if run.progress.order != order:

@@ -112,9 +112,8 @@ def check_progress(part):
     step, seen, seconds = part["step"], part["seen"], part["seconds"]
     if not 0 < step <= seen <= photos or not 0 < seconds < math.inf:
         raise ValueError(f"its epoch under way is {short(part)}")
-    loss_sum = (
-        torch.as_tensor(part["loss_sum"], dtype=torch.float64).sum().item()
-    )  # a tensor in older ones
+    losses = torch.as_tensor(part["loss_sum"], dtype=torch.float64)  # several in older ones
+    loss_sum = losses.sum().item()
     return dict(
         photos=photos, order=order, step=step, seen=seen, loss_sum=loss_sum, seconds=seconds
     )

@@ -1,12 +1,47 @@
-"""What only masks of several classes need: their map, and scores from counts of pixels."""
+"""What only masks of several classes need: their map, weights, and scores from counts of pixels."""
 
+import contextlib
+
+import numpy as np
 import torch
+
+from support.errors import BadInput, printable
+from support.pairs import for_all
+
+MOST = 10  # of the weights that auto gives
 
 
 def label_map(masks):
     """Masks of K classes, (..., K, H, W), as one of 0 for background and 1 to K, (..., H, W)."""
     numbers = torch.arange(1, masks.shape[-3] + 1, dtype=torch.uint8, device=masks.device)
     return ((masks > 0) * numbers.view(-1, 1, 1)).sum(-3, dtype=torch.uint8)
+
+
+def class_weights(settings, dataset):
+    """The weights (K, 1, 1) that --class-weights asks for. `auto`: of each class the square root of
+    the commonest one's pixels over its own, at most MOST. Raises BadInput."""
+    flag, count = "--class-weights", len(settings.classes)
+    if not settings.loss.startswith("bce"):
+        raise BadInput(flag, f"--loss {settings.loss} has none", "try --loss bce-dice")
+    if settings.class_weights == ("auto",):
+        pairs = list(dict.fromkeys(dataset.pairs))
+        counts = for_all(
+            lambda p: np.bincount(dataset.read(p)[1].ravel(), minlength=256), pairs, flag
+        )
+        counts = sum(counts)[1 : count + 1]
+        weights = np.sqrt(counts.max() / counts.clip(min=1)).clip(max=MOST).round(2)
+        named = zip(settings.classes, weights.tolist(), strict=True)
+        print("Class weights:", ", ".join(f"{printable(name)} {weight}" for name, weight in named))
+    else:
+        weights = ()
+        with contextlib.suppress(ValueError):
+            weights = np.array(settings.class_weights, float)
+        if len(weights) != count or not (weights > 0).all() or not np.isfinite(weights).all():
+            given = " ".join(settings.class_weights)
+            raise BadInput(
+                flag, f"{given} is neither auto nor {count} numbers above 0", "name them"
+            )
+    return torch.tensor(weights, dtype=torch.float32).view(-1, 1, 1)
 
 
 def class_scores(both, total, true, pixels, classes):

@@ -1,5 +1,6 @@
 """Several classes, ignored pixels, groups and crops, from masks' files to scores and resuming."""
 
+import re
 import shutil
 
 import numpy as np
@@ -188,6 +189,38 @@ def test_a_run_of_classes_or_crops_resumes_as_if_never_stopped(learn, tmp_path, 
             code, _, err = learn(folder, *flags, "--epochs", epochs, "--load-model")
             assert code == 0, err
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_rare_classes_count_more_where_that_is_asked_for(learn, tmp_path, scenes):
+    counts = np.zeros(3)
+    for pair in split_by_car(find_pairs(scenes / "train_images", scenes / "train_masks"))[0]:
+        mask = np.asarray(Image.open(pair.mask))
+        counts += [(mask == value).sum() for value in range(3)]
+    flags = *CLASSES, "--epochs", 1, "--crop", 64, "--class-weights"
+    code, out, err = learn("auto", *flags, "auto")
+    assert code == 0, err
+    found = re.search(r"Class weights: bright ([\d.]+), dim ([\d.]+)\n", out)
+    expected = np.sqrt(counts.max(initial=0, where=[False, True, True]) / counts)[1:]
+    assert np.allclose([float(found[1]), float(found[2])], expected, atol=0.01)
+    losses = [rows(tmp_path / "auto")[0]["train_loss"]]
+    for name, weights in (("same", found.groups()), ("other", (1, 3))):
+        assert learn(name, *flags, *weights)[0] == 0
+        losses.append(rows(tmp_path / name)[0]["train_loss"])
+    assert losses[0] == losses[1] != losses[2]
+    for weights in (("1",), ("1", "much"), ("0", "1"), ("inf", "1")):
+        assert_refused(learn("run", *flags, *weights), "--class-weights", "2 numbers above 0")
+    assert_refused(learn("run", *flags, "auto", "--loss", "dice"), "try --loss bce-dice")
+
+
+@pytest.mark.parametrize("loss", ["bce", "bce-dice"])
+def test_a_weight_says_how_often_the_pixels_of_a_class_count(loss):
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 2, 8, 8), (torch.rand(2, 2, 8, 8) > 0.7).float()
+    weights = torch.tensor([1.0, 3.0]).view(-1, 1, 1)
+    pixels = nn.functional.softplus(logits) - logits * masks
+    more = (2 * pixels * masks)[:, 1].sum((1, 2)) / logits[0].numel()
+    found = LOSSES[loss](logits, masks, weights)
+    assert found.allclose(LOSSES[loss](logits, masks) + more)
 
 
 def test_weights_for_other_classes_start_a_run_but_for_their_last_layer(learn, tmp_path, trained):
