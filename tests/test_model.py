@@ -1,10 +1,7 @@
-"""The network: sizes, the classic state dict, activation checkpointing."""
-
-import runpy
+"""The network: sizes and the classic state dict."""
 
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn import functional as F
 
 from model import UNet
@@ -68,27 +65,3 @@ def test_parameters_stand_in_the_classic_order():
     # A classic checkpoint's optimizer refers to them by number.
     groups = [name.split(".")[0] for name, _ in UNet(features=(4, 8)).named_parameters()]
     assert list(dict.fromkeys(groups)) == ["ups", "downs", "bottleneck", "final_conv"]
-
-
-def test_activation_checkpointing_trains_the_same_network():
-    batches, results = torch.rand(4, 2, 3, 21, 30), []
-    for checkpoint_activations in (False, True):
-        torch.manual_seed(0)
-        model = UNet(features=(4, 8), checkpoint_activations=checkpoint_activations)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        losses = []
-        for x in batches:
-            loss = model(x).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        values = (*losses, *(v for n, v in model.state_dict().items() if "num_batches" not in n))
-        results.append(torch.cat([value.flatten() for value in values]))
-    assert torch.allclose(*results, rtol=0, atol=1e-5)
-
-
-def test_model_py_prints_a_short_summary(capsys):
-    runpy.run_path(str(ROOT / "model.py"), run_name="__main__")
-    out = capsys.readouterr().out
-    assert "31,037,633 parameters" in out and "[1024, 10, 15]" in out and out.count("\n") < 20

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import shutil
 import signal
@@ -11,11 +10,10 @@ from itertools import count
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, assert_refused, assert_same_run, rows, start, wait_for_epoch
+from conftest import ROOT, SMALL, assert_same_run, rows, start, wait_for_epoch
 
 import train
 import utils
-from support.checkpoints import load_optimizer
 from train import Run, Settings
 from utils import CHECKPOINT, load_checkpoint
 
@@ -161,17 +159,6 @@ def test_a_run_killed_in_one_save_after_another_ends_as_one_never_killed(
     assert_same_run(tmp_path / "whole", run)
 
 
-@pytest.mark.slow
-def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_a_checkpoint(fit, tmp_path):
-    flags = "--epochs", 8, "--num-workers", 2
-    fit("whole", *flags)
-    with steps(3, lambda: os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)):
-        result = fit("run", *flags)
-    assert_refused(result, "a process that loads data was killed", "--load-model")
-    assert fit("run", *flags, "--load-model")[0] == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
 # What is gone on with -----------------------------------------------------------------------------
 
 
@@ -232,12 +219,3 @@ def test_a_run_with_a_loss_scaler_goes_on_from_one_without(finished, monkeypatch
     run = Run(Settings(features=(4, 8)), torch.device("cpu"), finished)
     run.restore(checkpoint, finished / CHECKPOINT)
     assert run.scaler.is_enabled() and run.epoch == 2
-
-
-def test_moments_are_laid_out_in_memory_as_the_weights_are():
-    weight = torch.rand(4, 3, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
-    optimizer, moments = torch.optim.Adam([weight], fused=True), torch.rand(4, 3, 3, 3)
-    saved = {"step": 1, "exp_avg": moments, "exp_avg_sq": moments}
-    load_optimizer(optimizer, optimizer.state_dict() | {"state": {0: saved}})
-    loaded = optimizer.state[weight]["exp_avg"]  # the fused steps do not look at the layout
-    assert torch.equal(loaded, moments) and loaded.stride() == weight.stride()
