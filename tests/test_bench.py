@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SMALL, assert_refused
+from conftest import SMALL
 
 import train
 from dataset import get_eval_transform
@@ -35,11 +35,3 @@ def test_both_ways_train_on_the_same_photos(data, tmp_path):
         image, mask = photos[0, 3]
         assert image.shape == (3, 32, 48) and mask.shape == (1, 32, 48)
         assert (image.dtype, mask.dtype) == (torch.float32, torch.float32)
-
-
-def test_bad_flags_are_answered_in_one_line(call, tmp_path):
-    for flags, reason in (
-        (["--photos", 0], "no whole number"),
-        (["--data-dir", tmp_path / "none"], "no such folder"),
-    ):
-        assert_refused(call(bench.main, "--device", "cpu", *flags), reason)

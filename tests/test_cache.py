@@ -11,7 +11,6 @@ from PIL import Image
 from dataset import get_loaders
 from support import cache
 from support.cache import Cache
-from support.errors import BadInput
 from support.pairs import find_pairs, read_pair
 
 
@@ -82,9 +81,3 @@ def test_a_cache_sent_to_a_worker_leaves_its_map_behind(data):
     photo = built.read(pair)[0]
     sent = pickle.dumps(built)
     assert len(sent) < 10_000 and np.array_equal(pickle.loads(sent).read(pair)[0], photo)
-
-
-def test_a_folder_that_cannot_be_written_is_named_with_the_flags(data):
-    (data / ".cache").write_text("a file")
-    with pytest.raises(BadInput, match="cannot be written.*--cache-dir or --no-cache"):
-        build(data)

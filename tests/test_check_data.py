@@ -302,19 +302,3 @@ def test_groups_on_both_sides_are_found(data, report):
     assert not files_of(report(*flags)[1], "cars")
     code, found = report(*flags, "--group", "^(.*)_")
     assert code == 1 and list(files_of(found, "cars")) == ["7"]
-
-
-@pytest.mark.parametrize(
-    "flags, line",
-    [
-        ("{0}/nothing {0}/train_masks", "nothing: no such folder"),
-        ("{0} {0}/train_masks", "holds no images"),
-        ("{0}/train_masks {0}/train_images", "swap the two folders"),
-        ("{0}/train_images {0}/train_masks --val-img-dir {0}", "belong together"),
-        ("{0}/train_images {0}/train_masks --sheet /dev/null/a.png", "name another --sheet"),
-        ("{0}/train_images {0}/train_masks --sheet {0}/train_masks/a.png", "among the photos"),
-        ("{0}/train_images", "MASKS"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(call, data, flags, line):
-    assert_refused(call(check_data.main, *flags.format(data).split()), line)

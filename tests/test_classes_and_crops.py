@@ -142,11 +142,6 @@ def test_what_the_regular_expression_finds_stays_on_one_side():
     assert not sides[0] & sides[1] and len(val_pairs) % 5 == 0
 
 
-@pytest.mark.parametrize("pattern", ["(", "no group", "[("])
-def test_what_is_no_regular_expression_with_a_group_is_refused(learn, pattern):
-    assert_refused(learn("run", "--group", pattern), "no regular expression with a (group)")
-
-
 @pytest.mark.parametrize(
     "held_out, names, hint",
     [

@@ -1,6 +1,5 @@
 """Transforms, the split by car, the data set, the sampler and the loaders."""
 
-import os
 from contextlib import closing
 
 import albumentations as A
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pairs
-from PIL import Image
 
 from dataset import (
     AUGMENTATIONS,
@@ -157,32 +155,6 @@ def test_a_sampler_goes_on_within_an_epoch():
     assert sorted(whole) == [(2, index) for index in range(10)]
     sampler.set_epoch(2, start=4)
     assert list(sampler) == whole[4:] and len(sampler) == 6
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_bad_photo_met_while_loading_is_raised_with_its_fields(folders, workers):
-    dataset = CarvanaDataset(*folders, size=(16, 24))
-    os.truncate(dataset.pairs[7].photo, 1500)
-    with closing(make_loader(dataset, 4, workers)) as loader, pytest.raises(BadInput) as problem:
-        list(loader)
-    assert problem.value.path == dataset.pairs[7].photo
-    assert "truncated" in problem.value.reason and "remove it" in problem.value.remedy
-
-
-@pytest.mark.parametrize("cache", [True, False])
-def test_what_only_decoding_shows_is_reported_before_training(folders, cache):
-    photos, masks = (sorted(folder.iterdir()) for folder in folders)
-    for mask in masks:
-        Image.new("L", (72, 48)).save(mask)
-    with pytest.raises(BadInput, match="train_masks: no mask has a pixel of an object"):
-        get_loaders(*folders, None, None, 2, size=(16, 24), cache=cache)
-    for photo in photos[:3]:
-        os.truncate(photo, 1500)
-    Image.new("RGB", (72, 48), "red").save(masks[-1].with_suffix(".png"))
-    masks[-1].unlink()
-    with pytest.raises(BadInput, match=r"\(4\)(.|\n)*truncated(.|\n)*no mask"):
-        get_loaders(*folders, None, None, 2, size=(16, 24), cache=cache)
-    assert not list(folders[0].parent.glob(".cache/*")), "no half cache may stay"
 
 
 def test_validation_photos_of_their_own_are_used(folders, data):

@@ -209,37 +209,6 @@ def test_a_disk_that_is_full_anywhere_costs_no_more_than_a_restart(train_to, dat
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-@pytest.mark.parametrize("flag", ["--output-dir", "--cache-dir"])
-def test_a_folder_that_cannot_be_written_is_named(fit, tmp_path, flag):
-    code, _, err = fit("run", flag, "/proc/harm")  # where root may not write either
-    assert code == 2 and "/proc/harm" in err and flag in err and err.count("\n") == 1, err
-    assert not list(tmp_path.glob("run/*"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("left", [None, 500])  # bytes; None: it is removed
-def test_a_photo_harmed_between_epochs_costs_no_more_than_a_restart(
-    fit, photos, tmp_path, monkeypatch, left, workers
-):
-    flags = ["--epochs", 3, "--no-cache", "--num-workers", workers, "--batch-size", 2]
-    assert fit("whole", *flags)[0] == 0
-    photo, draw = photos / "000000000000_01.jpg", train.draw
-    content = photo.read_bytes()
-
-    def draw_and_harm(run, dataset):
-        draw(run, dataset)
-        if run.epoch == 2:
-            photo.write_bytes(content[:left]) if left else photo.unlink()
-
-    monkeypatch.setattr(train, "draw", draw_and_harm)
-    code, _, err = fit("run", *flags)  # and saves nothing at that moment
-    assert code == 2 and err.count("\n") == 1 and f"{photo}: " in err and "to go on: " in err, err
-    photo.write_bytes(content)
-    assert fit("run", *flags, "--load-model")[0] == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
 def figures_of(process):
     """What a process and its children hold now: {what: how much}."""
     found = Counter()

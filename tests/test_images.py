@@ -1,11 +1,9 @@
 """Reading photos and masks of every kind."""
 
 import contextlib
-import io
 
 import numpy as np
 import pytest
-from conftest import draw_pair
 from PIL import Image, ImageDraw
 
 from support import images
@@ -77,33 +75,6 @@ def test_photos_of_every_kind_become_upright_rgb_or_grey(tmp_path, name, image, 
 def test_grey_of_16_bits_is_scaled_to_8(tmp_path):
     path = save(tmp_path / "deep.png", np.full((20, 40), 30000, np.uint16))
     assert (read_photo(path) == 116).all() and (read_photo(path, channels=1) == 116).all()
-
-
-def cut_jpeg():
-    file = io.BytesIO()
-    draw_pair(np.random.default_rng(0), (200, 200))[0].save(file, "JPEG")
-    return file.getvalue()[: file.tell() // 2]
-
-
-@pytest.mark.parametrize(
-    "content, reason, remedy",
-    [
-        (None, "no such file", "check the path"),
-        (b"", "empty", "remove it"),
-        (b"This is a text.", "not an image", "remove it"),
-        (cut_jpeg(), "truncated", "remove it"),
-        (b"P6 100000 100000 255\n", "more than 250 megapixels", "scale it down"),
-    ],
-)
-def test_a_broken_photo_is_named_with_its_reason(tmp_path, monkeypatch, content, reason, remedy):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as in our scripts
-    path = tmp_path / "bad.jpg"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(BadInput) as problem:
-        read_photo(path, (16, 16))
-    assert problem.value.path == path
-    assert reason in problem.value.reason and remedy in problem.value.remedy
 
 
 # Masks

@@ -251,23 +251,6 @@ def test_bad_photos_are_listed_at_the_end_and_stop_no_other(run, photos):
     assert run(*bad, "--submission", "bad.csv")[0] == 2 and not Path("bad.csv").exists()
 
 
-@pytest.mark.parametrize(
-    "flags, line",
-    [
-        ("nowhere a/*.jpg", "nowhere, a/*.jpg: no such photo or folder"),
-        ("empty", "empty: holds no images"),
-        ("PHOTOS --background nowhere.jpg", "nowhere.jpg: no such file"),
-        ("PHOTOS --output /dev/null/x", "cannot be written"),
-        ("PHOTOS --submission /dev/null/x/s.csv", "/dev/null/x/s.csv"),
-        ("PHOTOS --threshold 1", "no number between 0 and 1"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_in_a_line(run, photos, flags, line):
-    Path("empty").mkdir()
-    assert_refused(run(*flags.replace("PHOTOS", str(photos)).split()), line)
-    assert not Path("predictions").exists()
-
-
 def test_photos_of_one_name_are_refused(run, photo):
     Image.open(photo).save(f"{photo.stem}.png")
     code, _, err = run(photo, f"{photo.stem}.png")

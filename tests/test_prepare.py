@@ -168,15 +168,6 @@ def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
         prepare_carvana(zips, tmp_path / "data")
 
 
-def test_a_zip_cut_off_or_missing_is_named_with_the_remedy(zips, tmp_path, call):
-    path = zips / "train.zip"
-    path.write_bytes(path.read_bytes()[:-1000])
-    flags = "carvana", zips, "--output-dir", tmp_path / "data"
-    assert_refused(call(prepare.main, *flags), "train.zip: cannot be read", "download it again")
-    path.unlink()
-    assert_refused(call(prepare.main, *flags), "neither train.zip nor a folder train", "--download")
-
-
 def test_download_says_what_to_do_where_the_client_is_missing_or_not_set_up(
     call, tmp_path, monkeypatch
 ):
@@ -186,13 +177,6 @@ def test_download_says_what_to_do_where_the_client_is_missing_or_not_set_up(
     (tmp_path / "kaggle").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "kaggle").chmod(0o755)
     assert_refused(call(prepare.main, *flags), "failed: put a token into")
-
-
-def test_wrong_flags_are_answered_in_one_line(call):
-    for flags in ("", "carvana", "demo --nonsense"):
-        assert_refused(call(prepare.main, *flags.split()), "--help lists the flags")
-    flags = "carvana", ".", "--output-dir", "/dev/null/x"
-    assert_refused(call(prepare.main, *flags), "name another --output-dir")
 
 
 def test_the_demo_is_drawn_but_not_over_another(call, tmp_path, monkeypatch):

@@ -172,9 +172,9 @@ def test_training_that_comes_to_no_numbers_stops_and_the_last_good_checkpoint_st
     assert (finished / CHECKPOINT).read_bytes() == before
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_photo_that_breaks_in_training_is_named_and_once_mended_the_run_goes_on(
-    fit, tmp_path, data, finished, monkeypatch, workers
+@pytest.mark.parametrize("workers, left", [(0, -300), (1, -300), (0, None)])
+def test_a_photo_that_breaks_or_vanishes_in_training_is_named_and_once_mended_the_run_goes_on(
+    fit, tmp_path, data, finished, monkeypatch, workers, left
 ):
     assert fit("whole", "--epochs", 3)[0] == 0
     photo = sorted((data / "train_images").iterdir())[0]
@@ -182,13 +182,13 @@ def test_a_photo_that_breaks_in_training_is_named_and_once_mended_the_run_goes_o
 
     def load_then_break(*args, **options):
         loaders = get_loaders(*args, **options)
-        photo.write_bytes(content[:-300])
+        photo.write_bytes(content[:left]) if left else photo.unlink()
         return loaders
 
     flags = "--epochs", 3, "--load-model", "--no-cache", "--num-workers", workers
     with monkeypatch.context() as patch:
         patch.setattr(train, "get_loaders", load_then_break)
-        assert_refused(fit("run", *flags), f"{photo.name}: cannot be read", "to go on: python")
+        assert_refused(fit("run", *flags), f"{photo.name}: ", "to go on: python")
     photo.write_bytes(content)
     assert fit("run", *flags)[0] == 0
     assert_same_run(tmp_path / "whole", finished)
