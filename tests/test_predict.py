@@ -1,12 +1,10 @@
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_refused
+from conftest import assert_refused
 from PIL import Image
 
 import predict
@@ -255,31 +253,6 @@ def test_photos_of_one_name_are_refused(run, photo):
     Image.open(photo).save(f"{photo.stem}.png")
     code, _, err = run(photo, f"{photo.stem}.png")
     assert code == 2 and "photos of the same name" in err and not Path("predictions").exists()
-
-
-LIMITED = """
-import resource, signal, predict
-from support.command_line import run_script
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-run_script(predict.main)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", ["--cutout --output out", "--submission s.csv"])
-def test_a_disk_that_is_full_ends_the_run_and_leaves_nothing_half_written(
-    photos, network, tmp_path, flags
-):
-    for path in photos.iterdir():
-        Image.open(path).resize((720, 480)).save(path)
-    command = [sys.executable, "-c", LIMITED, photos, "--checkpoint", network, *flags.split()]
-    place = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}}
-    done = subprocess.run(command, **place, capture_output=True, text=True)
-    assert done.returncode == 2 and "cannot be written (" in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "s.csv").exists()
-    for path in (tmp_path / "out").glob("*"):
-        Image.open(path).load()
 
 
 @pytest.mark.slow
