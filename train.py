@@ -513,7 +513,7 @@ def main(argv=None):
         best = f"best Dice {run.best['dice']:.5f} after epoch {run.best['epoch']}"
         print(f"Done in {minutes} min {seconds} s: {best}")
         if run.best["dice"] <= run.constant:
-            print(advice.nothing_learned(run.settings, run.constant, parts[1].dataset.pairs))
+            print(advice.nothing_learned(run.settings, run.constant))
         for name in (BEST_CHECKPOINT, CHECKPOINT, "metrics.csv", "saved_images"):
             print(f"  {shown(run.output / name)}")
         print(f"  evaluate: python {shown(ROOT / 'test.py')} --output-dir {shown(run.output)}")

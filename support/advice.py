@@ -17,7 +17,8 @@ MASKS = 24  # looked at, of those held out
 def at_start(settings, pretrained, pairs, held_out):
     """Lines that are true of a run with these pairs to train and to validate on; `pretrained` is
     whether it starts from weights."""
-    lines, per_epoch, photos = [], steps_an_epoch(settings, pairs), len(set(pairs))
+    lines, photos = [], len(set(pairs))
+    per_epoch = -(-len(pairs) // (settings.batch_size * settings.accumulate * world_size()))
     if (steps := per_epoch * settings.num_epochs) < FEW_STEPS:
         epochs = -(-FEW_STEPS // per_epoch)
         lines.append(f"Only {steps} steps: --epochs {epochs} or a smaller --batch-size makes more")
@@ -35,11 +36,6 @@ def at_start(settings, pretrained, pairs, held_out):
     if not (settings.val_img_dir or settings.group):
         lines += neighbours([p.name for p in pairs], [p.name for p in held_out])
     return lines
-
-
-def steps_an_epoch(settings, pairs):
-    """How often an epoch changes the weights."""
-    return -(-len(pairs) // (settings.batch_size * settings.accumulate * world_size()))
 
 
 def mask_facts(pairs, size, labels):
@@ -79,11 +75,7 @@ def neighbours(names, held_out):
     return []
 
 
-def nothing_learned(settings, constant, pairs):
+def nothing_learned(settings, constant):
     """A line on a run whose best Dice is not above `constant`, that of marking everything."""
-    remedy = f"--lr {settings.learning_rate / 10:g}, or ten times more"
-    if settings.loss == "bce":
-        remedy = f"--loss bce-dice, or {remedy}"
-    if steps_an_epoch(settings, pairs) * settings.num_epochs < FEW_STEPS:
-        remedy = f"more --epochs, {remedy}"
+    remedy = f"more --epochs, another --lr than {settings.learning_rate:g}, or --loss bce-dice"
     return f"Nothing was learned: marking everything has a Dice of {constant:.5f}; try {remedy}"
