@@ -113,10 +113,7 @@ def check_progress(part):
     if not 0 < step <= seen <= photos or not 0 < seconds < math.inf:
         raise ValueError(f"its epoch under way is {short(part)}")
     losses = torch.as_tensor(part["loss_sum"], dtype=torch.float64)  # several in older ones
-    loss_sum = losses.sum().item()
-    return dict(
-        photos=photos, order=order, step=step, seen=seen, loss_sum=loss_sum, seconds=seconds
-    )
+    return part | {"photos": photos, "order": order, "loss_sum": losses.sum().item()}
 
 
 def load_optimizer(optimizer, saved):

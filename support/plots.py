@@ -60,13 +60,9 @@ def palette(classes):
     white; several have those of Pascal VOC, whose bits come from the class's number."""
     if classes == 1:
         return np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
-    numbers, colours = np.arange(classes + 1), np.zeros((classes + 1, 3), np.uint8)
-    for level in range(3):  # three bits of the number give the highest bits of red, green, blue ...
-        for channel in range(3):
-            colours[:, channel] |= ((numbers >> (3 * level + channel) & 1) << (7 - level)).astype(
-                "u1"
-            )
-    return colours
+    # The number's bits go to red, green, blue, red ..., the lowest to a channel's highest.
+    bits = np.arange(classes + 1)[:, None, None] >> np.arange(9).reshape(3, 3).T & 1
+    return np.packbits(bits, axis=2)[..., 0]
 
 
 def draw_panel(caption, photo, true, predicted, colours):

@@ -24,11 +24,12 @@ def class_weights(settings, dataset):
     if not settings.loss.startswith("bce"):
         raise BadInput(flag, f"--loss {settings.loss} has none", "try --loss bce-dice")
     if settings.class_weights == ("auto",):
-        pairs = list(dict.fromkeys(dataset.pairs))
-        counts = for_all(
-            lambda p: np.bincount(dataset.read(p)[1].ravel(), minlength=256), pairs, flag
-        )
-        counts = sum(counts)[1 : count + 1]
+
+        def count_pixels(pair):
+            return np.bincount(dataset.read(pair)[1].ravel(), minlength=256)
+
+        counts = sum(for_all(count_pixels, list(dict.fromkeys(dataset.pairs)), flag))
+        counts = counts[1 : count + 1]
         weights = np.sqrt(counts.max() / counts.clip(min=1)).clip(max=MOST).round(2)
         named = zip(settings.classes, weights.tolist(), strict=True)
         print("Class weights:", ", ".join(f"{printable(name)} {weight}" for name, weight in named))
@@ -36,11 +37,9 @@ def class_weights(settings, dataset):
         weights = ()
         with contextlib.suppress(ValueError):
             weights = np.array(settings.class_weights, float)
-        if len(weights) != count or not (weights > 0).all() or not np.isfinite(weights).all():
-            given = " ".join(settings.class_weights)
-            raise BadInput(
-                flag, f"{given} is neither auto nor {count} numbers above 0", "name them"
-            )
+        if len(weights) != count or not ((weights > 0) & np.isfinite(weights)).all():
+            given = f"{' '.join(settings.class_weights)} is neither auto nor"
+            raise BadInput(flag, f"{given} {count} numbers above 0", "name them")
     return torch.tensor(weights, dtype=torch.float32).view(-1, 1, 1)
 
 

@@ -125,19 +125,18 @@ def choose_settings(settings, parser, given, start, checkpoint, source):
             print(
                 f"The checkpoint's {name} is not offered, so {constant} counts ({problem.reason})"
             )
-    network = {}
+    network, fixed, changes = {}, {}, edited | given
     if source:
-        network = dict(zip(("image_height", "image_width"), source["image_size"], strict=True))
-        network["features"] = tuple(source["model"]["features"])
-        network["in_channels"] = source["model"]["in_channels"]
-        network["crop"] = source["crop"] or 0
-    fixed = ["features", "in_channels"]
+        height, width = source["image_size"]
+        network = {"image_height": height, "image_width": width, "crop": source["crop"] or 0}
+        fixed = {name: source["model"][name] for name in ("in_channels", "features")}
+        fixed["features"] = tuple(fixed["features"])
     if checkpoint:
-        fixed, network["classes"] = [*fixed, "classes"], tuple(checkpoint["classes"])
-    changes = edited | given
+        fixed["classes"] = tuple(checkpoint["classes"])
+    network |= fixed
     for name in fixed:
-        if name in network and changes.get(name, network[name]) != network[name]:
-            reason = f"the checkpoint's network has {network[name]}"
+        if changes.get(name, fixed[name]) != fixed[name]:
+            reason = f"the checkpoint's network has {fixed[name]}"
             raise BadInput("--" + name.replace("_", "-"), reason, "leave it out, or start afresh")
     for name, value in changes.items():
         before = (saved | network).get(name, value) if checkpoint else value
