@@ -11,7 +11,6 @@ from conftest import ROOT, assert_refused, draw_pair
 from PIL import Image
 
 from predict import Predictor
-from support.errors import BadInput
 from tools import app
 from utils import SHIPPED
 
@@ -103,12 +102,6 @@ def test_bad_and_too_large_files_are_answered_in_a_line(page, tmp_path):
     page.reload()
     page.set_input_files("input[type=file]", tmp_path / "large.jpg")
     page.get_by_text("exceed the maximum allowed size").first.wait_for()
-
-
-def test_too_many_pixels_are_refused_before_they_are_decoded(network, tmp_path):
-    Image.new("1", (8192, 8192)).save(tmp_path / "large.png")
-    with pytest.raises(BadInput, match="8192x8192 is more than 50 megapixels"):
-        app.answer(Predictor(network, "cpu"), tmp_path / "large.png")
 
 
 def test_without_gradio_a_line_says_what_to_install(call, network, monkeypatch):

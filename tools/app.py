@@ -15,9 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a
 from predict import Predictor, draw  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
 from support.errors import BadInput  # noqa: E402
-from support.images import photo_size  # noqa: E402
 
-LARGEST = 50_000_000  # of a photo here, in pixels; predict.py takes larger ones
 TITLE = "Cut an object out of a photo"
 
 
@@ -29,15 +27,6 @@ def get_args_parser():
     return parser
 
 
-def answer(predictor, photo):
-    """The network's logits of a photo, (K, h, w), at the network's size. Raises BadInput."""
-    height, width = photo_size(photo)
-    if height * width > LARGEST:
-        much = f"{width}x{height} is more than {LARGEST // 10**6} megapixels"
-        raise BadInput(photo, much, "use predict.py")
-    return predictor.logits([predictor.read(photo)])[0]
-
-
 def make_page(gr, predictor):
     """The page, as Blocks of the module gradio."""
 
@@ -46,10 +35,10 @@ def make_page(gr, predictor):
         line = str(BadInput(Path(problem.path).name, problem.reason, problem.remedy))
         gr.Warning(line, title="This photo cannot be used")
 
-    def answer_photo(photo):
-        """What the state holds: the photo's path and the network's logits."""
+    def answer(photo):
+        """What the state holds: the photo's path and the network's logits, (K, h, w)."""
         try:
-            return photo and (photo, answer(predictor, photo))
+            return photo and (photo, predictor.logits([predictor.read(photo)])[0])
         except BadInput as problem:
             warn(problem)
 
@@ -82,7 +71,7 @@ def make_page(gr, predictor):
             cutout = gr.Image(label="Cut-out", elem_id="cutout", **looks)
         state = gr.State()
         outputs = [mask, cutout, mask_file, cutout_file]
-        photo.change(answer_photo, photo, state).then(show, [state, threshold], outputs)
+        photo.change(answer, photo, state).then(show, [state, threshold], outputs)
         threshold.release(show, [state, threshold], outputs)
     return page
 
