@@ -20,7 +20,7 @@ import sys
 import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
-from itertools import chain, groupby, product
+from itertools import chain, groupby, islice
 from pathlib import Path
 from statistics import median, median_low
 from typing import NamedTuple
@@ -213,11 +213,12 @@ def coverage_bounds(coverages):
 
 def find_missing(summaries, classes):
     """Classes, of several, of which a side has no pixel, from what summarize gives of each side."""
-    missing = {name: [] for name in classes}
-    for name, side in product(classes, summaries):
-        if summaries[side].get(f"share of {name}") == 0:
-            missing[name].append(f"in {side}")
-    return {name: " and ".join(sides) for name, sides in missing.items() if sides}
+    missing = {}
+    for name in classes:
+        sides = [f"in {side}" for side in summaries if summaries[side].get(f"share of {name}") == 0]
+        if sides:
+            missing[name] = " and ".join(sides)
+    return missing
 
 
 def find_copies(sides, group):
@@ -291,13 +292,10 @@ def print_report(summaries, findings):
 def draw_sheet(findings, usable, labels):
     """The contact sheet, a PIL image, of `usable`, {photo: Measures}: photos named in findings,
     whose kinds share the room, then ordinary ones, evenly spaced."""
-    suspicious, reasons = [], {photo: [] for photo in usable}
-    for kind, files in findings.items():
-        photos = [photo for photo in files if photo in usable]
-        suspicious += photos[: SUSPICIOUS // len(findings)]
-        for photo in photos:
-            reasons[photo].append(f"{kind}: {files[photo]}")
-    photos = list(dict.fromkeys(suspicious))
+    found = findings.items()
+    reasons = {p: [f"{kind}: {files[p]}" for kind, files in found if p in files] for p in usable}
+    some = (islice(filter(reasons.get, files), SUSPICIOUS // len(found)) for _, files in found)
+    photos = list(dict.fromkeys(chain(*some)))
     ordinary = [photo for photo in usable if not reasons[photo]]
     count = min(len(ordinary), TILES - len(photos))
     photos += [ordinary[index * len(ordinary) // count] for index in range(count)]
