@@ -32,7 +32,6 @@ from data.draw_demo import draw_car  # noqa: E402
 from predict import Predictor, find_photos, load_onnx  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
 from support.errors import BadInput, shown  # noqa: E402
-from support.pairs import in_threads  # noqa: E402
 from support.writing import check_output, write_aside  # noqa: E402
 from tools.pictures import find_objects, sigmoid  # noqa: E402
 
@@ -128,14 +127,12 @@ def compare(checkpoint, onnx_file, network, photos):
             expected = graph(torch.from_numpy(photo.copy())[None])[0].numpy()
         return expected, answer(photo[None])[0].numpy()
 
-    def read(path):
+    for path in photos:
         photo, side = network.read(path), network.crop
         top, left = ((n - side) // 2 if side and n > side else 0 for n in photo.shape[:2])
-        return photo[top:, left:][:side, :side]
-
-    for number, photo in enumerate(in_threads(read, photos, ahead=8)):
+        photo = photo[top:, left:][:side, :side]
         yield answers(photo)
-        if number == 0:
+        if path == photos[0]:
             yield answers(photo[1::2, ::3])  # another size, and odd where that one is not
 
 
