@@ -124,9 +124,7 @@ def test_the_processes_batches_together_are_those_of_one(monkeypatch, length, st
         return list(sampler)
 
     whole, parts = drawn(0, 1), [drawn(process, 3) for process in range(3)]
-    assert {index for _, index in drawn(0, 1)} <= set(range(length)) and len(
-        whole
-    ) == length - start
+    assert {index for _, index in whole} <= set(range(length)) and len(whole) == length - start
     together = [key for keys in zip(*parts, strict=True) for key in keys]
     assert together[: len(whole)] == whole, "those that follow come again"
     assert {epoch for epoch, _ in whole} == {4}

@@ -93,9 +93,8 @@ def test_the_cars_that_training_held_out_are_scored_from_its_cache(call, finishe
         held_out = [pair.name for pair in split_by_car(pairs, fraction)[1]]
         assert [row["photo"] for row in rows(finished, "scores.csv")] == held_out, err
     row = max(rows(finished), key=lambda row: float(row["dice"]))
-    assert (
-        f"loss {float(row['val_loss']):.5f}, IoU {float(row['iou']):.5f}" in out
-    ), "as in training"
+    in_training = f"loss {float(row['val_loss']):.5f}, IoU {float(row['iou']):.5f}"
+    assert in_training in out
     assert not decoded
 
 
