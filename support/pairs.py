@@ -73,11 +73,7 @@ def list_images(folder):
     formats = Image.registered_extensions().items()  # some of them Pillow only writes
     suffixes = {suffix for suffix, name in formats if name in FORMATS}
     found = {}
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise BadInput(folder, f"cannot be read ({error.strerror})", "allow it") from None
-    for entry in entries:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         stem, suffix = os.path.splitext(entry.name)
         if suffix.lower() in suffixes and not stem.startswith(".") and entry.is_file():
             found.setdefault(stem.lower(), []).append(entry.path)
