@@ -7,7 +7,6 @@ drawn with the same polygons. Names, formats and folders are those of the Carvan
 import math
 import os
 import shutil
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from support.errors import BadInput, shown
 from support.progress import ProgressBar
 from support.settings import FOLDERS
+from support.signals import init_worker
 
 CARS, VAL_CARS, VIEWS = 36, 4, 16
 WIDTH, HEIGHT = 480, 320  # of a photo, in pixels
@@ -78,16 +78,10 @@ def make_demo(folder):
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     jobs = [(number, aside) for number in range(CARS)]
-    with ProcessPoolExecutor(initializer=leave_signals) as pool:
+    with ProcessPoolExecutor(initializer=init_worker, initargs=(None,)) as pool:
         for _ in ProgressBar(pool.map(draw_car, jobs), "drawing", CARS, unit=" cars"):
             pass
     os.replace(aside, folder)
-
-
-def leave_signals():
-    """Ctrl-C and SIGTERM, which all processes may get, are for the first one to answer."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def draw_car(job):

@@ -8,7 +8,6 @@ Both end in train_images, train_masks, val_images and val_masks. Everything is b
 renamed when it is whole; a run that was stopped or killed goes on where it was.
 """
 
-import hashlib
 import io
 import os
 import re
@@ -24,6 +23,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
 from data.draw_demo import make_demo  # noqa: E402
 from dataset import split_by_car  # noqa: E402
+from support.cache import stable_hash  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
 from support.errors import BadInput, shown  # noqa: E402
 from support.pairs import Pair, for_all  # noqa: E402
@@ -111,8 +111,7 @@ def list_zip(archive):
 def prepare_aside(target, names):
     """Make the folder that the four are built in, or find it as a run left it. Raises BadInput."""
     # Named after what it is made from: what another source left there would not be the same split.
-    digest = hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
-    aside = target / f".carvana-{digest}.partial"
+    aside = target / f".carvana-{stable_hash(names):016x}.partial"
     renamed = [folder for folder in FOLDERS.values() if (target / folder).exists()]
     for folder in renamed:
         if not aside.exists() or (aside / folder).exists():
