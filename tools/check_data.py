@@ -20,7 +20,7 @@ import sys
 import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections import Counter
-from itertools import chain, groupby, islice
+from itertools import chain, groupby
 from pathlib import Path
 from statistics import median, median_low
 from typing import NamedTuple
@@ -292,10 +292,10 @@ def print_report(summaries, findings):
 def draw_sheet(findings, usable, labels):
     """The contact sheet, a PIL image, of `usable`, {photo: Measures}: photos named in findings,
     whose kinds share the room, then ordinary ones, evenly spaced."""
-    found = findings.items()
+    found, share = findings.items(), SUSPICIOUS // max(1, len(findings))
     reasons = {p: [f"{kind}: {files[p]}" for kind, files in found if p in files] for p in usable}
-    some = (islice(filter(reasons.get, files), SUSPICIOUS // len(found)) for _, files in found)
-    photos = list(dict.fromkeys(chain(*some)))
+    suspicious = ([p for p in files if p in usable][:share] for files in findings.values())
+    photos = list(dict.fromkeys(chain(*suspicious)))
     ordinary = [photo for photo in usable if not reasons[photo]]
     count = min(len(ordinary), TILES - len(photos))
     photos += [ordinary[index * len(ordinary) // count] for index in range(count)]
