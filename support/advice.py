@@ -77,5 +77,6 @@ def neighbours(names, held_out):
 
 def nothing_learned(settings, constant):
     """A line on a run whose best Dice is not above `constant`, that of marking everything."""
-    remedy = f"more --epochs, another --lr than {settings.learning_rate:g}, or --loss bce-dice"
+    remedy = f"more --epochs, another --lr than {settings.learning_rate:g}"
+    remedy += ", or --loss bce-dice" if settings.loss == "bce" else ""
     return f"Nothing was learned: marking everything has a Dice of {constant:.5f}; try {remedy}"
