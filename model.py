@@ -59,7 +59,7 @@ class UNet(nn.Module):
         super().__init__()
         self.features = tuple(features)
         self.checkpoint_activations = checkpoint_activations
-        # In the classic order: an optimizer's state counts the parameters in that of these lines.
+        # Ups before downs, as ever: optimizers' states in checkpoints count parameters in order.
         self.ups = nn.ModuleList()
         self.downs = nn.ModuleList()
         self.pool = nn.MaxPool2d(kernel_size=2, stride=2)

@@ -97,7 +97,8 @@ def main(argv=None):
     model = utils.build_model(checkpoint, device)
     size, channels = tuple(checkpoint["image_size"]), checkpoint["model"]["in_channels"]
     folder, all_pairs, pairs = find_test_pairs(args, checkpoint)
-    print(f"{shown(filename)}: {len(pairs)} photos at {size[0]}x{size[1]} on {device}", flush=True)
+    seen = f"{'in tiles of' if checkpoint['crop'] else 'at'} {size[0]}x{size[1]}"
+    print(f"{shown(filename)}: {len(pairs)} photos {seen} on {device}", flush=True)
 
     labels = checkpoints.labels_of(checkpoint)
     changes = {"values": args.mask_value and tuple(args.mask_value), "ignore": args.ignore}
@@ -107,7 +108,7 @@ def main(argv=None):
     cached = cache.exists  # from training
 
     def read(pair, full_size=args.full_size):
-        """(image (C, h, w), float32, mask (1, H, W), uint8), the mask maybe at full size."""
+        """(image (C, h, w), mask (K, H, W)), float32, the mask maybe at full size."""
         photo, mask = cache.read(pair) if cached else (None, None)
         if not cached:
             photo = read_photo(pair.photo, size, channels)

@@ -389,7 +389,8 @@ def draw(run, dataset):
     plots.save_history(run.history, run.best, run.output)
     some = copy.copy(dataset)
     some.pairs = dataset.pairs[:: -(-len(dataset) // PICTURES)]
-    loader, folder = make_loader(some, run.settings.batch_size), run.output / "saved_images"
+    loader = make_loader(some, 1 if run.settings.crop else run.settings.batch_size)
+    folder = run.output / "saved_images"
     utils.save_predictions_as_imgs(loader, run.model, folder, run.device, run.threshold)
 
 
@@ -466,8 +467,8 @@ def prepare(given, parser, device):
             print("Other photos or another seed than the checkpoint's: its epoch begins anew")
         run.progress = Progress(photos, order)
     if rank() == 0 and not (run.history or run.progress.step):
-        latest = [] if checkpoint else [CHECKPOINT]  # a classic one is gone on with in its place
-        move_aside(output, [*latest, BEST_CHECKPOINT, "metrics.csv"])
+        older = [] if checkpoint else [CHECKPOINT]  # a classic one is gone on with in its place
+        move_aside(output, [*older, BEST_CHECKPOINT, "metrics.csv"])
 
     pairs = [loader.dataset.pairs for loader in loaders]
     for line in advice.at_start(settings, pretrained or checkpoint, *pairs):

@@ -116,7 +116,7 @@ def soft_overlap(logits, masks):
 
 
 def without_ignored(logits, masks):
-    """Both, with ignored pixels (-1 in the masks) turned into background that was found: they cost
+    """Both, with ignored pixels (-1 in the masks) as background predicted with certainty: they cost
     no loss, move no weight, and are in no overlap."""
     return logits.masked_fill(masks < 0, -100), masks.clamp(min=0)
 
@@ -323,8 +323,8 @@ def panel_of(name, image, mask, logits, threshold=0.5, normalization=None):
         normalization: what the image went through, to undo it; None for the classic one.
     """
     n = normalization or CLASSIC["normalization"]
-    photo = (image.permute(1, 2, 0).numpy() * n["std"] + n["mean"]).clip(0, 1) * 255
+    photo = (image.permute(1, 2, 0).numpy() * n["std"] + n["mean"]) * n["max_pixel_value"]
     dice = score_batch(logits[None], mask[None], threshold)["dice"].item()
     maps = [label_map(some).numpy() for some in (mask, predicted_masks(logits, threshold))]
     caption = f"{printable(name)}   Dice {dice:.4f}"
-    return draw_panel(caption, photo.astype(np.uint8), *maps, palette(len(mask)))
+    return draw_panel(caption, photo.clip(0, 255).astype(np.uint8), *maps, palette(len(mask)))

@@ -268,8 +268,12 @@ def test_a_photo_smaller_than_a_crop_goes_on_mirrored(scenes):
     assert image[:, 41].equal(image[:, 40]) and image[:, 43].equal(image[:, 38])
 
 
-def test_a_run_on_crops_keeps_their_size_and_is_scored_on_whole_photos(learn, call, tmp_path):
-    code, out, err = learn("run", "--mask-value", 1, 2, "--crop", 32, "--epochs", 1)
+def test_a_run_on_crops_keeps_their_size_and_is_scored_on_whole_photos(
+    learn, call, scenes, tmp_path
+):
+    photos, masks = scenes / "train_images", scenes / "train_masks"  # of several sizes
+    held_out = "--val-img-dir", photos, "--val-mask-dir", masks
+    code, out, err = learn("run", "--mask-value", 1, 2, "--crop", 32, "--epochs", 1, *held_out)
     assert code == 0 and "Crops of 32 pixels" in out, err
     checkpoint = utils.load_checkpoint(tmp_path / "run" / "my_checkpoint.pth.tar")
     assert checkpoint["crop"] == 32 and checkpoint["image_size"] == [32, 32]
