@@ -114,7 +114,8 @@ class CarvanaDataset(Dataset):
         crop: side of the square, in pixels, that is cut out at random before the transform.
 
     Item `i`, or `(epoch, i)`: image (C, H, W), float32 and normalized, and mask (K, H, W) for K
-    classes, float32 of 0 and 1, and -1 where ignored. Raises BadInput for files that are bad.
+    classes, float32: of one class, where masks were shrunk, its share of each pixel; of several 0
+    and 1, and -1 where ignored. Raises BadInput for files that are bad.
     """
 
     def __init__(
@@ -181,11 +182,11 @@ class CarvanaDataset(Dataset):
 
 
 def to_channels(mask, labels):
-    """A mask (H, W) of classes, as read_mask gives it, as a tensor of one channel a class: (K, H,
-    W), float32, of 0 and 1, and -1 in all channels where it is IGNORED."""
+    """A mask (H, W), as read_mask gives it, as a tensor of one channel a class: (K, H, W), float32,
+    from 0 to 1, and -1 in all channels where it is IGNORED."""
     mask = np.asarray(mask)
-    if labels.classes == 1 and labels.ignore is None:
-        return torch.from_numpy(mask.reshape(1, *mask.shape[-2:]).astype(np.float32))
+    if labels.shares:
+        return torch.from_numpy(mask.reshape(1, *mask.shape[-2:]) / np.float32(255))
     channels = (mask == np.arange(1, labels.classes + 1)[:, None, None]).astype(np.float32)
     channels[:, mask == IGNORED] = -1
     return torch.from_numpy(channels)

@@ -6,7 +6,7 @@
     python predict.py photos --submission submission.csv  the challenge's file, no pictures
 
 Pictures that exist are not made again, so a run that was stopped goes on when started anew.
-From Python: mask = Predictor("weights/unet_carvana_small.pth").mask("car.jpg")
+From Python: mask = Predictor("weights/unet_carvana.pth").mask("car.jpg")
 """
 
 import glob

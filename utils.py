@@ -19,7 +19,7 @@ from support.tiles import in_tiles
 from support.writing import save_picture, write_aside
 
 CHECKPOINT, BEST_CHECKPOINT = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
-SHIPPED = str(Path(__file__).resolve().parent / "weights" / "unet_carvana_small.pth")
+SHIPPED = str(Path(__file__).resolve().parent / "weights" / "unet_carvana.pth")
 
 # What a checkpoint of the classic recipe does not say; image_size is (height, width).
 CLASSIC = {
@@ -164,7 +164,7 @@ def score_batch(logits, masks, threshold=0.5, loss_function=bce):
 
     Args:
         logits: (N, K, h, w); brought to the masks' size if theirs is another.
-        masks: (N, K, H, W), 0 and 1, and -1 for pixels that count nowhere.
+        masks: (N, K, H, W), the object above 0.5, and -1 for pixels that count nowhere.
         threshold: a pixel counts as object above this probability; loss_function: one of LOSSES.
 
     Returns a dict of tensors (N,) on the CPU, float64: `loss`, `correct` and `pixels` (counts),

@@ -7,7 +7,7 @@ import numpy as np
 
 from support.distributed import world_size
 from support.errors import printable
-from support.images import IGNORED, read_mask
+from support.images import read_mask
 from support.pairs import in_threads
 
 FEW_STEPS, FEW_PHOTOS, FEW_PIXELS, LOW_DICE = 200, 100, 0.01, 0.95
@@ -46,11 +46,11 @@ def mask_facts(pairs, size, labels):
         mask = read_mask(pair.mask, None, labels)
         small = mask if size is None else read_mask(pair.mask, size, labels)
         dices = []
-        for number in set(np.unique(mask)) - {0, IGNORED}:
-            scaled_back = cv2.resize((small == number).astype(np.float32), mask.shape[::-1]) > 0.5
-            true = mask == number
+        for number in np.unique(mask[labels.objects(mask)]):
+            share = small / np.float32(255) if labels.shares else np.float32(small == number)
+            scaled_back, true = cv2.resize(share, mask.shape[::-1]) > 0.5, mask == number
             dices.append(2 * (true & scaled_back).sum() / (true.sum() + scaled_back.sum()))
-        return ((mask > 0) & (mask != IGNORED)).mean(), np.mean(dices or [1])
+        return labels.objects(mask).mean(), np.mean(dices or [1])
 
     some = pairs[:: -(-len(pairs) // MASKS)]
     return np.mean(list(in_threads(facts, some, ahead=4)), axis=0).tolist()

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import BadInput
-from support.images import IGNORED, Labels, check_values, photo_size
+from support.images import Labels, check_values, photo_size
 from support.pairs import for_all, read_pair
 from support.writing import write_aside
 
 BINARY = Labels()
-CACHE_FORMAT = 1  # raise it when what read_pair returns changes
+CACHE_FORMAT = 2  # raise it when what read_pair returns changes
 
 
 def stable_hash(text):
@@ -100,7 +100,7 @@ def decode_all(pairs, size, channels, description, labels=BINARY):
     read = partial(read_pair, size=size, channels=channels, labels=labels, counts=counts)
     try:
         for photo, mask in for_all(read, pairs, description):
-            empty = empty and not ((mask > 0) & (mask != IGNORED)).any()
+            empty = empty and not labels.objects(mask).any()
             yield photo, mask
     except BadInput:
         check_values(counts, labels, os.path.dirname(pairs[0].mask))  # which says more of classes

@@ -33,6 +33,15 @@ class Labels:
             reason = f"{len(self.values)} values for {self.classes} classes"
             raise BadInput("--mask-value", reason, "give one for each, in the order of --classes")
 
+    @property
+    def shares(self):
+        """Whether masks hold the object's share of each pixel, 0 to 255, and no classes."""
+        return self.classes == 1 and self.ignore is None
+
+    def objects(self, mask):
+        """Where a mask that was read, (H, W), shows an object: half of a pixel at least."""
+        return mask > 127 if self.shares else (mask > 0) & (mask != IGNORED)
+
 
 @contextlib.contextmanager
 def open_image(path):
@@ -117,26 +126,25 @@ def read_photo(path, size=None, channels=3):
 
 
 def read_mask(path, size=None, labels=Labels(), counts=None):
-    """One mask: (H, W), uint8, 0 for background, 1 to labels.classes or IGNORED, upright.
+    """One mask, upright: (H, W), uint8, the object's share of each pixel, 0 to 255; of several
+    classes, or with some pixels ignored, 0 for background, 1 to labels.classes, or IGNORED.
 
-    It is brought to `size`, (height, width), by averaging over areas and cutting at one half; of
-    classes, or with some pixels ignored, the largest share wins. Grey palettes count by colour,
-    other palettes of two entries by index; RGB must be black and white. A maximum of at most 1
-    means 0 and 1; all else is cut at 127. With `labels`, grey levels and palette indices count.
-    `counts`, a list, gets what check_values needs. Raises BadInput for other colours and values.
+    It is brought to `size`, (height, width), by averaging over areas; of classes the largest share
+    wins. Without `size` all shares are 0 or 255. Grey palettes count by colour, other palettes of
+    two entries by index; RGB must be black and white. A maximum of at most 1 means 0 and 1; all
+    else is cut at 127. With `labels`, grey levels and palette indices count. `counts`, a list, gets
+    what check_values needs. Raises BadInput for other colours and values.
     """
     with open_image(path) as image:
         counts = None if image.format == "JPEG" else counts  # its noise is no classes
         ImageOps.exif_transpose(image, in_place=True)
-        if labels.classes > 1 or labels.ignore is not None:
+        if not labels.shares:
             mask = label_mask(image, path, labels, counts)
             return mask if size is None else largest_share(mask, size)
         if labels.values:
             image = Image.fromarray(label_mask(image, path, labels) * np.uint8(255))
         mask = (palette_mask if image.mode == "P" else level_mask)(image, path, counts)
-        if size is not None:  # as 0 and 255, since Pillow rounds between its two passes
-            mask = mask.resize(size[::-1], Image.Resampling.BOX)
-        return np.asarray(mask) >> 7
+        return np.asarray(mask if size is None else mask.resize(size[::-1], Image.Resampling.BOX))
 
 
 def label_mask(image, path, labels, counts=None):

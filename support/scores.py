@@ -14,7 +14,7 @@ MOST = 10  # of the weights that auto gives
 def label_map(masks):
     """Masks of K classes, (..., K, H, W), as one of 0 for background and 1 to K, (..., H, W)."""
     numbers = torch.arange(1, masks.shape[-3] + 1, dtype=torch.uint8, device=masks.device)
-    return ((masks > 0) * numbers.view(-1, 1, 1)).sum(-3, dtype=torch.uint8)
+    return ((masks > 0.5) * numbers.view(-1, 1, 1)).sum(-3, dtype=torch.uint8)
 
 
 def class_weights(settings, dataset):

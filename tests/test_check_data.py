@@ -72,7 +72,7 @@ def test_sound_data_has_no_findings_and_exit_code_0(check, more):
 
 def test_coverage_is_that_of_the_masks_at_full_size(data, report):
     _, found = report()
-    coverages = [read_mask(path).mean() for path in (data / "train_masks").iterdir()]
+    coverages = [read_mask(path).mean() / 255 for path in (data / "train_masks").iterdir()]
     sides = found["training"], found["validation"]
     assert min(side["least coverage"] for side in sides) == pytest.approx(min(coverages))
     assert max(side["most coverage"] for side in sides) == pytest.approx(max(coverages))

@@ -65,7 +65,7 @@ def test_a_mask_becomes_a_channel_a_class_and_minus_one_where_it_is_ignored():
     channels = to_channels(mask, Labels(2, (), 9))
     assert channels.tolist() == [[[0, 1], [0, -1]], [[0, 0], [1, -1]]]
     assert label_map(channels).tolist() == [[0, 1], [2, 0]]
-    assert to_channels(mask[:1], Labels()).tolist() == [[[0, 1]]]
+    assert to_channels(255 * mask[:1], Labels()).tolist() == [[[0, 1]]]
 
 
 def test_a_pixel_is_of_its_likeliest_class_if_that_is_above_the_threshold():

@@ -63,8 +63,7 @@ def test_transforms_shrink_masks_by_area(tmp_path, monkeypatch, get_transform):
     monkeypatch.setitem(AUGMENTATIONS, "classic", [])
     dataset = CarvanaDataset(*write_pairs(tmp_path, size=(480, 320)), get_transform(32, 48))
     for (_, mask), pair in zip(map(dataset.__getitem__, range(10)), dataset.pairs, strict=True):
-        differ = mask[0].numpy() != read_mask(pair.mask, (32, 48))
-        assert differ.mean() < 0.002, "but for ties, of which there are few"
+        assert np.abs(mask[0].numpy() - read_mask(pair.mask, (32, 48)) / 255).max() < 0.01
 
 
 def names(*cars):
@@ -102,14 +101,15 @@ def folders(data):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [None, (32, 40)])
 @pytest.mark.parametrize("transform", [None, get_train_transform(32, 40)])
-def test_items_are_normalized_photos_and_masks_of_0_and_1(folders, size, transform, channels):
+def test_items_are_normalized_photos_and_masks_from_0_to_1(folders, size, transform, channels):
     dataset = CarvanaDataset(*folders, transform, size, channels)
     for key in (0, *((epoch, 2) for epoch in range(5))):
         image, mask = dataset[key]
         shape = (32, 40) if size or transform else (48, 72)
         assert image.dtype == mask.dtype == torch.float32
         assert image.shape == (channels, *shape) and mask.shape == (1, *shape)
-        assert 0 <= image.min() < 0.4 < image.max() <= 1 and set(mask.unique().tolist()) == {0, 1}
+        assert 0 <= image.min() < 0.4 < image.max() <= 1 and (mask.min(), mask.max()) == (0, 1)
+        assert (len(mask.unique()) > 2) == bool(size or transform), "shrunk ones hold shares"
 
 
 def test_a_transform_of_the_callers_sees_the_photo_at_full_size(folders):

@@ -107,27 +107,28 @@ def palette_image(indices, colours):
         Image.merge("RGBA", [Image.new("L", (4, 3))] * 3 + [GREY]),
     ],
 )
-def test_masks_of_every_kind_become_0_and_1(tmp_path, image):
+def test_masks_of_every_kind_become_0_and_255(tmp_path, image):
     mask = read_mask(save(tmp_path / "mask.png", image))
-    assert mask.dtype == np.uint8 and (mask == HALF).all()
+    assert mask.dtype == np.uint8 and (mask == 255 * HALF).all()
 
 
 def test_a_mask_is_cut_at_127(tmp_path):
     levels = np.array([[0, 127, 128, 255]] + [[0, 0, 255, 255]] * 3, np.uint8)
-    assert read_mask(save(tmp_path / "m.png", levels))[0].tolist() == [0, 0, 1, 1]
+    assert read_mask(save(tmp_path / "m.png", levels))[0].tolist() == [0, 0, 255, 255]
 
 
 def test_a_mask_of_two_levels_may_cover_any_share(tmp_path):
     levels = np.full((10, 10), 128, np.uint8)
     levels[0] = 0
-    assert read_mask(save(tmp_path / "m.png", levels)).sum() == 90
+    assert (read_mask(save(tmp_path / "m.png", levels)) == 255).sum() == 90
 
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_masks_may_be_empty_or_full(tmp_path, level):
     mask = np.full((4, 4), level, np.uint8)
-    assert (read_mask(save(tmp_path / "m.png", mask)) == level).all()
-    assert (read_mask(save(tmp_path / "m.gif", mask * np.uint8(255)), (2, 2)) == level).all()
+    assert (read_mask(save(tmp_path / "m.png", mask)) == 255 * level).all()
+    mask *= 255
+    assert (read_mask(save(tmp_path / "m.gif", mask), (2, 2)) == mask[:2, :2]).all()
 
 
 @pytest.mark.parametrize(
@@ -144,12 +145,13 @@ def test_a_picture_that_is_no_mask_is_refused(tmp_path, image):
         read_mask(save(tmp_path / "mask.tif", image))
 
 
-def test_a_mask_is_shrunk_to_the_area_average_cut_at_one_half(tmp_path):
+def test_a_shrunk_mask_holds_the_objects_share_of_each_pixel(tmp_path):
     mask = (np.random.default_rng(0).random((64, 96)) < 0.5).astype(np.uint8)
     shrunk = read_mask(save(tmp_path / "m.png", mask), (16, 24))
     share = mask.reshape(16, 4, 24, 4).mean(axis=(1, 3))
+    assert np.abs(shrunk - 255 * share).max() <= 1  # Pillow rounds between its two passes
     clear = np.abs(share - 0.5) > 0.03
-    assert (shrunk == (share > 0.5))[clear].all() and set(np.unique(shrunk)) == {0, 1}
+    assert (Labels().objects(shrunk) == (share > 0.5))[clear].all()
 
 
 # Masks of several values
@@ -165,7 +167,7 @@ STRIPES = np.repeat(np.array([[0, 1, 2, 3, 255]], np.uint8), 8, axis=0).repeat(8
     [
         (Labels(3, ignore=255), [0, 1, 2, 3, 255]),
         (Labels(2, values=(3, 2), ignore=0), [255, 0, 2, 1, 0]),
-        (Labels(values=(1, 3)), [0, 1, 0, 1, 0]),
+        (Labels(values=(1, 3)), [0, 255, 0, 255, 0]),
         (Labels(values=(1, 3), ignore=255), [0, 1, 0, 1, 255]),
     ],
 )
@@ -185,9 +187,9 @@ def test_a_grey_palette_counts_by_its_levels(tmp_path):
 @pytest.mark.parametrize("level", [0, 255])
 def test_a_mask_of_one_level_is_that_level_unless_its_alpha_varies(tmp_path, level):
     image = Image.new("RGBA", (8, 8), (level, level, level, 255))
-    assert (read_mask(save(tmp_path / "m.png", image)) == (level > 0)).all()
+    assert (read_mask(save(tmp_path / "m.png", image)) == level).all()
     image.paste((level, level, level, 0), (4, 0, 8, 8))
-    assert (read_mask(save(tmp_path / "m.png", image)) == np.repeat([1, 0], 4)).all()
+    assert (read_mask(save(tmp_path / "m.png", image)) == np.repeat([255, 0], 4)).all()
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_labels_and_counts_reach_the_mask(tmp_path):
     images, masks = folders(tmp_path, ["a.png"], [])
     Image.fromarray(np.full((6, 8), 7, np.uint8)).save(masks / "a.png")
     _, mask = read_pair(*find_pairs(images, masks), None, 3, Labels(values=(7,)), counts := [])
-    assert (mask == 1).all() and counts
+    assert (mask == 255).all() and counts
 
 
 # Names of other data sets

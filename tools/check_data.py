@@ -107,8 +107,9 @@ def measure(pair, labels):
         mask = images.read_mask(pair.mask, None, labels, counts)
     except BadInput as problem:
         return Measures(pair, problem, counts, sizes)
-    pixels = [int(np.count_nonzero(mask == number)) for number in range(1, labels.classes + 1)]
-    small = Image.fromarray(((mask > 0) & (mask != images.IGNORED)) * np.uint8(255))
+    numbers = [255] if labels.shares else range(1, labels.classes + 1)
+    pixels = [int(np.count_nonzero(mask == number)) for number in numbers]
+    small = Image.fromarray(labels.objects(mask) * np.uint8(255))
     small = np.asarray(small.resize((width, height), Image.Resampling.BOX, reducing_gap=1.0))
     border = np.concatenate([small[0], small[-1], small[1:-1, 0], small[1:-1, -1]])
     found = sum(pixels) / mask.size, border.mean().item() / 255, find_shift(photo, small)
@@ -315,7 +316,7 @@ def draw_tile(measures, reasons, labels):
     size = tuple(max(1, round(scale * side)) for side in measures.sizes[0][::-1])
     photo, mask = read_pair(measures.pair, size, labels=labels)
     colours = palette(labels.classes) if labels.classes > 1 else None
-    photo = overlay(Image.fromarray(photo), mask * (mask != images.IGNORED), colours)
+    photo = overlay(Image.fromarray(photo), mask * labels.objects(mask), colours)
     tile = Image.new("RGB", (width, height + below), "white")
     tile.paste(photo, ((width - size[1]) // 2, height - size[0]))
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(12)
