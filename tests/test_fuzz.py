@@ -78,7 +78,7 @@ def as_mask(content, folder, kind):
     PHOTO.save(folder / "a.png")
     (folder / f"a_mask.{kind}").write_bytes(content)
     _, mask = CarvanaDataset(folder, folder, size=(32, 48))[0]
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert 0 <= mask.min() <= mask.max() <= 1
 
 
 def by_predict(content, folder, kind):

@@ -233,7 +233,7 @@ def test_weights_are_started_from_and_need_not_be_there_on_resuming(call, data, 
 def test_fine_tuning_beats_starting_from_nothing(fit, data, tmp_path):
     shutil.rmtree(data)
     write_pairs(data, cars=15, size=(192, 128))
-    flags = "--epochs 3 --lr 1e-3 --scheduler onecycle --image-height 128 --image-width 192".split()
+    flags = "--epochs 3 --lr 3e-4 --scheduler onecycle --image-height 128 --image-width 192".split()
     features = list(load_checkpoint(SHIPPED)["model"]["features"])
     for folder, *start in (["tuned", "--pretrained"], ["scratch"]):
         code, _, err = fit(folder, *flags, "--features", *features, *start)
