@@ -114,8 +114,7 @@ class CarvanaDataset(Dataset):
         crop: side of the square, in pixels, that is cut out at random before the transform.
 
     Item `i`, or `(epoch, i)`: image (C, H, W), float32 and normalized, and mask (K, H, W) for K
-    classes, float32: of one class, where masks were shrunk, its share of each pixel; of several 0
-    and 1, and -1 where ignored. Raises BadInput for files that are bad.
+    classes, float32, see to_channels. Raises BadInput for files that are bad.
     """
 
     def __init__(
@@ -183,7 +182,7 @@ class CarvanaDataset(Dataset):
 
 def to_channels(mask, labels):
     """A mask (H, W), as read_mask gives it, as a tensor of one channel a class: (K, H, W), float32,
-    from 0 to 1, and -1 in all channels where it is IGNORED."""
+    0 and 1, between them where a single class was shrunk, -1 in all channels where IGNORED."""
     mask = np.asarray(mask)
     if labels.shares:
         return torch.from_numpy(mask.reshape(1, *mask.shape[-2:]) / np.float32(255))

@@ -375,7 +375,7 @@ def train(run, train_loader, val_loader):
                 line += f"{row['val_loss']:.4f}, IoU {row['iou']:.4f}, {speed:.1f} photos/s"
                 print(f"{line}, {seconds:.0f} s", flush=True)
                 if rank() == 0:
-                    draw(run, val_loader.dataset)
+                    draw(run, val_loader)
         except Stopped:
             run.save(CHECKPOINT)
             raise
@@ -384,13 +384,12 @@ def train(run, train_loader, val_loader):
             val_loader.close()
 
 
-def draw(run, dataset):
+def draw(run, val_loader):
     """The table, the curves, and pictures of PICTURES photos, spaced to show different cars."""
     plots.save_history(run.history, run.best, run.output)
-    some = copy.copy(dataset)
-    some.pairs = dataset.pairs[:: -(-len(dataset) // PICTURES)]
-    loader = make_loader(some, 1 if run.settings.crop else run.settings.batch_size)
-    folder = run.output / "saved_images"
+    some = copy.copy(val_loader.dataset)
+    some.pairs = some.pairs[:: -(-len(some) // PICTURES)]
+    loader, folder = make_loader(some, val_loader.batch_size), run.output / "saved_images"
     utils.save_predictions_as_imgs(loader, run.model, folder, run.device, run.threshold)
 
 

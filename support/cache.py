@@ -50,12 +50,10 @@ class Cache:
         place = stable_hash(f"{image_dir}\n{mask_dir}") >> 32  # a cache folder may serve several
         shape = f"{size[0]}x{size[1]}x{channels}" if size else f"own-sizes-x{channels}"
         self.prefix = f"{image_dir.name}-{place:08x}-{shape}-"
-        key = hashlib.blake2b(digest_size=8)
+        key = hashlib.blake2b(repr((CACHE_FORMAT, labels)).encode(), digest_size=8)
         for path in (path for pair in pairs for path in (pair.photo, pair.mask)):
             stat = os.stat(path)
-            facts = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns, CACHE_FORMAT)
-            key.update(repr(facts).encode())
-        key.update(b"" if labels == BINARY else repr(labels).encode())
+            key.update(repr((os.path.abspath(path), stat.st_size, stat.st_mtime_ns)).encode())
         self.path = self.folder / f"{self.prefix}{key.hexdigest()}.npy"
         self.shape = (len(pairs), lengths[0]) if size else (sum(lengths),)
 
