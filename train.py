@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import Adam
 
 import utils
 from dataset import AUGMENTATIONS, VAL_FRACTION, get_loaders, make_loader
@@ -31,6 +31,7 @@ from support.command_line import message_of, run_script
 from support.distributed import rank, world_size
 from support.errors import BadInput, nearby, printable, shown
 from support.images import Labels
+from support.muon import Muon
 from support.pairs import cpu_count
 from support.progress import ProgressBar
 from support.scores import class_weights
@@ -66,15 +67,16 @@ PRETRAINED = None  # a checkpoint whose weights to start from
 NUM_EPOCHS = 10
 BATCH_SIZE = 16
 ACCUMULATE = 1  # batches whose gradients make one step: 2 with half the BATCH_SIZE is as good
-LOSS = "bce"  # or "dice", "iou", "bce-dice": see LOSSES in utils.py
+LOSS = "bce"  # or "bce-dice": see LOSSES in utils.py
 CLASS_WEIGHTS = ()  # "auto", or a number for each class: how often its pixels count in the loss
-OPTIMIZER = "adam"  # or "adamw", "sgd"
+OPTIMIZER = "adam"  # or "muon"
 LEARNING_RATE = 1e-4  # the highest, where SCHEDULER changes it
 SCHEDULER = "none"  # or "step", "onecycle"
 STEP_SIZE = 10  # for "step": epochs until the learning rate is multiplied by GAMMA
 GAMMA = 0.1
 CHECKPOINT_ACTIVATIONS = False  # True needs less memory and more time
 SEED = 42
+RECIPE = "classic"  # or "better": see RECIPES
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
 SAVE_EVERY = 20  # batches until it is saved within an epoch too, if saving is quick; 0: never
@@ -82,7 +84,9 @@ OUTPUT_DIR = "."
 DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
 
 
-OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": partial(SGD, momentum=0.9, nesterov=True)}
+OPTIMIZERS = {"adam": partial(Adam, fused=True), "muon": Muon}
+BETTER = {"augment": "flip", "optimizer": "muon", "learning_rate": 1e-2, "scheduler": "onecycle"}
+RECIPES = {"classic": {}, "better": BETTER}  # settings worth choosing together
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
 SCORES = "constant loss accuracy dice iou"  # what check_accuracy gives beside each class's
 LISTED = "size features batch_size loss optimizer learning_rate scheduler"
@@ -121,13 +125,14 @@ class Settings:
     accumulate: int = flag(ACCUMULATE, "batches whose gradients make one step", most=65536)
     loss: str = flag(LOSS, "see LOSSES in utils.py", choices=tuple(LOSSES))
     class_weights: tuple[str, ...] = flag(CLASS_WEIGHTS, "how often pixels count, or auto")
-    optimizer: str = flag(OPTIMIZER, "sgd has Nesterov momentum 0.9", choices=tuple(OPTIMIZERS))
+    optimizer: str = flag(OPTIMIZER, "see OPTIMIZERS in train.py", choices=tuple(OPTIMIZERS))
     learning_rate: float = flag(LEARNING_RATE, "the highest", "--lr")
     scheduler: str = flag(SCHEDULER, "of the learning rate", choices=("none", "step", "onecycle"))
     step_size: int = flag(STEP_SIZE, "epochs a step; means --scheduler step", "--stepsize")
     gamma: float = flag(GAMMA, "what a step multiplies the learning rate by; likewise")
     checkpoint_activations: bool = flag(CHECKPOINT_ACTIVATIONS, "less memory, more time")
     seed: int = flag(SEED, "of weights, order and augmentation", least=0, most=2**32 - 1)
+    recipe: str = flag(RECIPE, "see RECIPES in train.py", choices=tuple(RECIPES), saved=False)
     load_model: bool = flag(LOAD_MODEL, "go on with the last run", saved=False, group="run")
     save_every: int = flag(SAVE_EVERY, "batches between saves; 0: only at an epoch's end", least=0)
     output_dir: str = flag(OUTPUT_DIR, "for checkpoints, metrics.csv and pictures", saved=False)
@@ -190,9 +195,8 @@ class Run:
             ids = [device.index] if device.type == "cuda" else None
             self.trained_model = DistributedDataParallel(self.model, device_ids=ids)
         make, rate = OPTIMIZERS[settings.optimizer], settings.learning_rate
+        self.optimizer = make(self.model.parameters(), rate)
         half = utils.amp_dtype(device) == torch.float16
-        # Fused, SGD would start from anything where the scaler skips the first step.
-        self.optimizer = make(self.model.parameters(), rate, fused=not half)
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.loss_function = LOSSES[settings.loss]
         self.threshold = CLASSIC["threshold"]
@@ -405,7 +409,7 @@ def find_photos(given):
         return HELD_OUT
     from data.draw_demo import use_demo
 
-    return use_demo(ROOT / "data" / "demo")
+    return BETTER | use_demo(ROOT / "data" / "demo")
 
 
 def prepare(given, parser, device):
@@ -488,6 +492,7 @@ def main(argv=None):
     argv, started = sys.argv[1:] if argv is None else argv, time.perf_counter()
     parser = get_args_parser(Settings, "train.py")
     given = read_flags(parser, argv)
+    given = RECIPES[given.get("recipe", RECIPE)] | given
     device = utils.pick_device(given.get("device", DEVICE))
     with distributed.process_group(device) as device:
         parts = prepare(given, parser, device)

@@ -94,25 +94,14 @@ def bce(logits, masks, weights=None):
 
 def dice_loss(logits, masks):
     """1 - 2|A∩B| / (|A|+|B|) with probabilities (V-Net, https://arxiv.org/abs/1606.04797)."""
-    both, total = soft_overlap(logits, masks)
+    probabilities, masks = logits.float().sigmoid().flatten(2), masks.flatten(2)
+    both, total = (probabilities * masks).sum(2), probabilities.sum(2) + masks.sum(2)
     return (1 - (2 * both + SMOOTH) / (total + SMOOTH)).mean(1)
-
-
-def iou_loss(logits, masks):
-    """1 - |A∩B| / |A∪B|, likewise."""
-    both, total = soft_overlap(logits, masks)
-    return (1 - (both + SMOOTH) / (total - both + SMOOTH)).mean(1)
 
 
 def bce_dice(logits, masks, weights=None):
     """The sum of both: cross-entropy for each pixel, Dice for the whole."""
     return bce(logits, masks, weights) + dice_loss(logits, masks)
-
-
-def soft_overlap(logits, masks):
-    """(|A∩B|, |A|+|B|) of probabilities and masks, each (N, K)."""
-    probabilities, masks = logits.float().sigmoid().flatten(2), masks.flatten(2)
-    return (probabilities * masks).sum(2), probabilities.sum(2) + masks.sum(2)
 
 
 def without_ignored(logits, masks):
@@ -121,7 +110,7 @@ def without_ignored(logits, masks):
     return logits.masked_fill(masks < 0, -100), masks.clamp(min=0)
 
 
-LOSSES = {"bce": bce, "dice": dice_loss, "iou": iou_loss, "bce-dice": bce_dice}
+LOSSES = {"bce": bce, "bce-dice": bce_dice}
 
 # Scores -------------------------------------------------------------------------------------------
 

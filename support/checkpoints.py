@@ -9,6 +9,7 @@ import torch
 
 from support.errors import BadInput, nearby, printable
 from support.images import MAX_CLASSES, Labels
+from support.muon import Muon, averages
 
 DICTS = ("settings", "constants", "optimizer")  # what else it may hold
 MAX_SIDE = 16384  # pixels of the photos that a network sees
@@ -122,12 +123,11 @@ def load_optimizer(optimizer, saved):
     Its tensors may lie in memory in another order than the parameters, as on another device: they
     are laid out as the parameters are, for fused steps do not look.
     """
-    sgd = isinstance(optimizer, torch.optim.SGD)
-    names = ["momentum_buffer"] if sgd else ["exp_avg", "exp_avg_sq"]
+    muon = isinstance(optimizer, Muon)
     parameters, state = optimizer.param_groups[0]["params"], {}
     for number, kept in saved["state"].items():
-        state[number] = {} if sgd else {"step": torch.tensor(float(kept["step"]))}
-        for name in names:
+        state[number] = {"step": torch.tensor(float(kept["step"]))}
+        for name in averages(parameters[number]) if muon else ("exp_avg", "exp_avg_sq"):
             if kept[name].shape != parameters[number].shape:
                 raise ValueError(f"{name} is {list(kept[name].shape)}")
             state[number][name] = torch.empty_like(parameters[number]).copy_(kept[name])

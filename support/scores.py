@@ -21,8 +21,6 @@ def class_weights(settings, dataset):
     """The weights (K, 1, 1) that --class-weights asks for. `auto`: of each class the square root of
     the commonest one's pixels over its own, at most MOST. Raises BadInput."""
     flag, count = "--class-weights", len(settings.classes)
-    if not settings.loss.startswith("bce"):
-        raise BadInput(flag, f"--loss {settings.loss} has none", "try --loss bce-dice")
     if settings.class_weights == ("auto",):
 
         def count_pixels(pair):

@@ -127,7 +127,7 @@ def steps(kind, change):
     """A weight after two steps; between them the optimizer's state is saved, changed and loaded."""
     weight, state = torch.ones(4, 3, 3, 3, requires_grad=True), {}
     for weight.grad in torch.arange(216.0).view(2, 4, 3, 3, 3):
-        optimizer = train.OPTIMIZERS[kind]([weight], 0.1, fused=True)
+        optimizer = train.OPTIMIZERS[kind]([weight], 0.1)
         checkpoints.load_optimizer(optimizer, optimizer.state_dict() | {"state": state})
         optimizer.step()
         state = {0: {name: change(value) for name, value in optimizer.state[weight].items()}}

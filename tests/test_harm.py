@@ -121,7 +121,7 @@ def lives(pid):
     return False
 
 
-WAYS = ["", "--no-cache", "--num-workers 2 --scheduler onecycle --accumulate 2 --optimizer sgd"]
+WAYS = ["", "--no-cache", "--num-workers 2 --scheduler onecycle --accumulate 2 --optimizer muon"]
 
 
 @pytest.mark.parametrize(

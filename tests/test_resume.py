@@ -14,8 +14,10 @@ from conftest import ROOT, SMALL, assert_same_run, rows, start, wait_for_epoch
 
 import train
 import utils
+from support.errors import shown
+from tools import recipe
 from train import Run, Settings
-from utils import CHECKPOINT, load_checkpoint
+from utils import BEST_CHECKPOINT, CHECKPOINT, load_checkpoint
 
 OLDER = ROOT / "tests" / "files" / "stopped_by_60dd799.pth.tar"  # at step 2 of 4 of epoch 2
 
@@ -44,10 +46,10 @@ def steps(last=0, then=lambda: signal.raise_signal(signal.SIGTERM)):
     "flags",
     [
         "",
-        "--no-cache --optimizer sgd --scheduler onecycle",
-        "--num-workers 2 --save-every 0 --loss dice --augment strong",
-        "--batch-size 1 --accumulate 2 --optimizer adamw --scheduler onecycle",
-        "--optimizer sgd --scheduler step --step-size 1 --checkpoint-activations",
+        "--no-cache --optimizer muon --scheduler onecycle",
+        "--num-workers 2 --save-every 0 --loss bce-dice --augment strong",
+        "--batch-size 1 --accumulate 2 --scheduler onecycle",
+        "--scheduler step --step-size 1 --checkpoint-activations",
     ],
 )
 def test_a_run_stopped_inside_an_epoch_ends_as_one_never_stopped(fit, tmp_path, flags):
@@ -62,6 +64,22 @@ def test_a_run_stopped_inside_an_epoch_ends_as_one_never_stopped(fit, tmp_path, 
     assert fit("parts", *flags, "--load-model")[0] == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert [row["epoch"] for row in rows(tmp_path / "parts")] == ["1", "2", "3"]
+
+
+def test_stages_of_the_recipe_follow_each_other_and_go_on_where_they_stopped(call, data, tmp_path):
+    flags = "--data-dir", data, *SMALL, "--epochs", 2, "--batch-size", 2, "--output-dir"
+    assert call(recipe.main, *flags, tmp_path / "whole")[0] == 0
+    with steps(9):  # eight are the first stage's
+        code, out, err = call(recipe.main, *flags, tmp_path / "parts")
+    assert code == 143 and "The same command of recipe.py goes on" in out, err
+    assert f"Starting from {shown(tmp_path / 'parts' / 'stage1' / BEST_CHECKPOINT)}" in out
+    with steps() as taken:
+        code = call(recipe.main, *flags, tmp_path / "parts")[0]
+    assert code == 0 and len(taken) == 7
+    first, last = tmp_path / "whole" / "stage1", tmp_path / "whole"
+    for folder in (first, last):
+        assert_same_run(folder, tmp_path / "parts" / folder.relative_to(last))
+    assert load_checkpoint(last / CHECKPOINT)["settings"]["optimizer"] == "muon"
 
 
 def test_a_second_signal_while_the_run_is_saved_does_not_lose_the_save(fit, tmp_path, monkeypatch):
