@@ -76,13 +76,12 @@ STEP_SIZE = 10  # for "step": epochs until the learning rate is multiplied by GA
 GAMMA = 0.1
 CHECKPOINT_ACTIVATIONS = False  # True needs less memory and more time
 SEED = 42
-RECIPE = "classic"  # or "better": see RECIPES
+RECIPE = "classic"  # or "better": see RECIPES, in whose place the constants above count nothing
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
 SAVE_EVERY = 20  # batches until it is saved within an epoch too, if saving is quick; 0: never
 OUTPUT_DIR = "."
 DEVICE = "auto"  # CUDA, else Apple's MPS, else the CPU
-
 
 OPTIMIZERS = {"adam": partial(Adam, fused=True), "muon": Muon}
 BETTER = {"augment": "flip", "optimizer": "muon", "learning_rate": 1e-2, "scheduler": "onecycle"}
@@ -125,14 +124,16 @@ class Settings:
     accumulate: int = flag(ACCUMULATE, "batches whose gradients make one step", most=65536)
     loss: str = flag(LOSS, "see LOSSES in utils.py", choices=tuple(LOSSES))
     class_weights: tuple[str, ...] = flag(CLASS_WEIGHTS, "how often pixels count, or auto")
-    optimizer: str = flag(OPTIMIZER, "see OPTIMIZERS in train.py", choices=tuple(OPTIMIZERS))
+    optimizer: str = flag(OPTIMIZER, "muon: orthogonalized steps", choices=tuple(OPTIMIZERS))
     learning_rate: float = flag(LEARNING_RATE, "the highest", "--lr")
     scheduler: str = flag(SCHEDULER, "of the learning rate", choices=("none", "step", "onecycle"))
     step_size: int = flag(STEP_SIZE, "epochs a step; means --scheduler step", "--stepsize")
     gamma: float = flag(GAMMA, "what a step multiplies the learning rate by; likewise")
     checkpoint_activations: bool = flag(CHECKPOINT_ACTIVATIONS, "less memory, more time")
     seed: int = flag(SEED, "of weights, order and augmentation", least=0, most=2**32 - 1)
-    recipe: str = flag(RECIPE, "see RECIPES in train.py", choices=tuple(RECIPES), saved=False)
+    recipe: str = flag(
+        RECIPE, "of a new run, see RECIPES in train.py", choices=tuple(RECIPES), saved=False
+    )
     load_model: bool = flag(LOAD_MODEL, "go on with the last run", saved=False, group="run")
     save_every: int = flag(SAVE_EVERY, "batches between saves; 0: only at an epoch's end", least=0)
     output_dir: str = flag(OUTPUT_DIR, "for checkpoints, metrics.csv and pictures", saved=False)
@@ -409,7 +410,7 @@ def find_photos(given):
         return HELD_OUT
     from data.draw_demo import use_demo
 
-    return BETTER | use_demo(ROOT / "data" / "demo")
+    return use_demo(ROOT / "data" / "demo")
 
 
 def prepare(given, parser, device):
@@ -426,10 +427,11 @@ def prepare(given, parser, device):
         print(f"Starting from {shown(ROOT / source)}, with its network and size of photos")
     with distributed.first_before_others():  # it may have to draw the demo
         start = {} if "settings" in checkpoint else find_photos(given)
+    start = RECIPES.get(given.get("recipe", start.get("recipe", RECIPE)), {}) | start
     network = checkpoint or pretrained
     settings = choose_settings(Settings, parser, given, start, checkpoint, network)
     own = [f"{k} {v}" for k, v in start.items() if k not in FOLDERS and v == getattr(settings, k)]
-    if own:
+    if own and "recipe" in start:
         print(f"Training on the demo set in data/demo with its own settings: {', '.join(own)}")
     least = 2 ** (len(settings.features) + 1)  # leaves 2x2 pixels at the bottom, for BatchNorm
     if min(settings.size) < least:
@@ -492,7 +494,6 @@ def main(argv=None):
     argv, started = sys.argv[1:] if argv is None else argv, time.perf_counter()
     parser = get_args_parser(Settings, "train.py")
     given = read_flags(parser, argv)
-    given = RECIPES[given.get("recipe", RECIPE)] | given
     device = utils.pick_device(given.get("device", DEVICE))
     with distributed.process_group(device) as device:
         parts = prepare(given, parser, device)

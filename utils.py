@@ -49,7 +49,6 @@ def pick_device(name="auto", tune=True):
         raise BadInput(f"--device {name}", f"cannot be used ({why})", "try --device cpu") from None
     if tune and device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one size
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     elif tune and device.type == "cpu":
         keep_freed_memory()
     return device

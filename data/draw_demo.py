@@ -42,8 +42,9 @@ HEADLIGHT, TAILLIGHT = "#f5f0d7", "#be1419"
 WORDS = ["MOTORS", "AUTO", "GARAGE 24", "DRIVE", "CAR STUDIO", "TURNTABLE", "USED CARS", "PARK"]
 LIGHT = np.array([0.35, -0.5, 0.79])  # direction to the lamp, length 1
 
-# With these and train.py's better recipe a laptop without a GPU is through in minutes.
+# Settings with which a laptop without a GPU is through in minutes.
 SETTINGS = {
+    "recipe": "better",
     "image_height": 96,
     "image_width": 144,
     "features": (8, 16, 32, 64, 96),

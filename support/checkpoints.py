@@ -9,7 +9,7 @@ import torch
 
 from support.errors import BadInput, nearby, printable
 from support.images import MAX_CLASSES, Labels
-from support.muon import Muon, averages
+from support.muon import Muon, moment_names
 
 DICTS = ("settings", "constants", "optimizer")  # what else it may hold
 MAX_SIDE = 16384  # pixels of the photos that a network sees
@@ -127,7 +127,7 @@ def load_optimizer(optimizer, saved):
     parameters, state = optimizer.param_groups[0]["params"], {}
     for number, kept in saved["state"].items():
         state[number] = {"step": torch.tensor(float(kept["step"]))}
-        for name in averages(parameters[number]) if muon else ("exp_avg", "exp_avg_sq"):
+        for name in moment_names(parameters[number]) if muon else ("exp_avg", "exp_avg_sq"):
             if kept[name].shape != parameters[number].shape:
                 raise ValueError(f"{name} is {list(kept[name].shape)}")
             state[number][name] = torch.empty_like(parameters[number]).copy_(kept[name])

@@ -1,4 +1,4 @@
-"""Muon: an optimizer that changes a convolution in all its directions alike."""
+"""Muon: an optimizer whose steps are momentum, orthogonalized by Newton-Schulz iterations."""
 
 import torch
 
@@ -23,11 +23,11 @@ class Muon(torch.optim.Optimizer):
                     parameter.sub_(self.direction(parameter), alpha=group["lr"])
 
     def direction(self, parameter):
-        """What a step of length 1 takes off a parameter; its averages take up the gradient."""
+        """What a learning rate of 1 would take off a parameter; also updates its moments."""
         state, gradient = self.state[parameter], parameter.grad
         if not state:
             state["step"] = torch.tensor(0.0)
-            state |= {name: torch.zeros_like(parameter) for name in averages(parameter)}
+            state |= {name: torch.zeros_like(parameter) for name in moment_names(parameter)}
         state["step"] += 1
         if is_kernel(parameter):
             momentum = state["exp_avg"].lerp_(gradient, 0.05)
@@ -43,19 +43,21 @@ def is_kernel(parameter):
     return parameter.shape[2:] == (3, 3)
 
 
-def averages(parameter):
-    """The names of what is kept of a parameter's gradients."""
+def moment_names(parameter):
+    """What is kept of a parameter's gradients, by the names of Adam's."""
     return ["exp_avg"] if is_kernel(parameter) else ["exp_avg", "exp_avg_sq"]
 
 
 def orthogonalize(matrix):
     """A matrix (m, n) with its singular values brought near to 1: five of Newton and Schulz's steps
-    with Jordan's coefficients, on the smaller of its Gram matrices, which takes half the time."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    with Jordan's coefficients, on its smaller Gram matrix, which takes half the time but needs all
+    of float32: in TF32 or bfloat16 they would go astray."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     gram, one = x @ x.T, torch.eye(len(x), device=x.device)
     product = one
     for _ in range(5):
         factor = 3.4445 * one - 4.7750 * gram + 2.0315 * gram @ gram
         gram, product = factor @ gram @ factor, factor @ product
-    return (product @ x).T if matrix.shape[0] > matrix.shape[1] else product @ x
+    return (product @ x).T if tall else product @ x

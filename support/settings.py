@@ -122,6 +122,9 @@ def choose_settings(settings, parser, given, start, checkpoint, source):
             if parse_value(parser, field, constants_then.get(name, constant)) != constant:
                 edited[name] = constant
         except BadInput as problem:
+            if name == "optimizer":  # to whose learning rate no other is suited
+                why = f"the checkpoint's {settings_then[name]} is not offered any more"
+                raise BadInput("--optimizer", why, "start from its weights: --pretrained") from None
             print(
                 f"The checkpoint's {name} is not offered, so {constant} counts ({problem.reason})"
             )

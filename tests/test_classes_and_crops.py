@@ -195,7 +195,6 @@ def test_rare_classes_count_more_where_that_is_asked_for(learn, tmp_path, scenes
     assert losses[0] == losses[1] != losses[2]
     for weights in (("1",), ("1", "much"), ("0", "1"), ("inf", "1")):
         assert_refused(learn("run", *flags, *weights), "--class-weights", "2 numbers above 0")
-    assert_refused(learn("run", *flags, "auto", "--loss", "dice"), "try --loss bce-dice")
 
 
 @pytest.mark.parametrize("loss", ["bce", "bce-dice"])

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # when run as a script
 import train  # noqa: E402
 from support.settings import get_args_parser  # noqa: E402
 
-SCRIPTS = "test predict tools/check_data tools/export tools/app".split()
+SCRIPTS = "test predict tools/check_data tools/export tools/app tools/recipe".split()
 PARSERS = {"train.py": get_args_parser(train.Settings, "train.py")} | {
     f"{name}.py": import_module(name.replace("/", ".")).get_args_parser() for name in SCRIPTS
 }

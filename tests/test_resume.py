@@ -71,7 +71,7 @@ def test_stages_of_the_recipe_follow_each_other_and_go_on_where_they_stopped(cal
     assert call(recipe.main, *flags, tmp_path / "whole")[0] == 0
     with steps(9):  # eight are the first stage's
         code, out, err = call(recipe.main, *flags, tmp_path / "parts")
-    assert code == 143 and "The same command of recipe.py goes on" in out, err
+    assert code == 143 and "Stage 2 of 2: train.py --recipe better " in out, err
     assert f"Starting from {shown(tmp_path / 'parts' / 'stage1' / BEST_CHECKPOINT)}" in out
     with steps() as taken:
         code = call(recipe.main, *flags, tmp_path / "parts")[0]

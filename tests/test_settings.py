@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, rows
+from conftest import ROOT, assert_refused, rows
 
 import train
 from support.errors import BadInput
@@ -74,6 +74,8 @@ def test_a_recipe_stands_for_its_flags_and_any_of_them_wins_over_it(fit, tmp_pat
     code, out, err = fit("run", "--recipe", "better", "--loss", "bce-dice", "--epochs", 1)
     assert code == 0 and "loss bce-dice, optimizer muon, learning_rate 0.01, " in out
     assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["settings"]["augment"] == "flip"
+    code, out, _ = fit("run", "--load-model", "--recipe", "classic", "--epochs", 2)
+    assert code == 0 and "optimizer muon, learning_rate 0.01, scheduler onecycle" in out, "its own"
 
 
 def test_an_edited_constant_counts_as_given_and_what_is_not_offered_any_more_is_left_out(
@@ -87,3 +89,6 @@ def test_an_edited_constant_counts_as_given_and_what_is_not_offered_any_more_is_
     assert code == 0 and len(rows(finished)) == train.NUM_EPOCHS, err
     assert f"num_epochs: {train.NUM_EPOCHS}, as given, instead of the checkpoint's 2" in out
     assert "The checkpoint's scheduler is not offered, so none counts" in out
+    checkpoint["settings"]["optimizer"] = "sgd"
+    save_checkpoint(checkpoint, finished / CHECKPOINT)
+    assert_refused(call(train.main, "--output-dir", finished, "--load-model"), "--pretrained")

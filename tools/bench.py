@@ -159,6 +159,7 @@ def main(argv=None):
     parser.description = __doc__.splitlines()[0]
     parser.add_argument("--photos", type=whole(1, 10**6), metavar="N", help="the first so many")
     given = read_flags(parser, sys.argv[1:] if argv is None else argv)
+    given = train.RECIPES[given.get("recipe", train.RECIPE)] | given
     count, settings = given.pop("photos", None), train.Settings(**given | {"save_every": 0})
     pairs = find_pairs(train.ROOT / settings.train_img_dir, train.ROOT / settings.train_mask_dir)
     print(f"{'photos a second':40}{'ours':>10}{'classic':>10}{'ratio':>10}")

@@ -1,11 +1,11 @@
 """Train by the recipe of docs/results.md: on small photos first, which is quick, then larger ones.
 
-    python tools/recipe.py --output-dir runs/hour                an hour on a CPU, less on a GPU
-    python tools/recipe.py --output-dir runs/hour --data-dir DIR --stages float32
+    python tools/recipe.py                                          into runs/recipe
+    python tools/recipe.py --data-dir DIR --output-dir runs/mine    all flags of train.py
 
 Each stage is a training of train.py that starts from the best weights of the one before. The last
-one's files are in the output folder itself, the others' in stage1/, stage2/, ... in it. All other
-flags are train.py's and hold for each stage. Stopped, the same command goes on where it was.
+one's files are in the output folder itself, the others' in stage1/, stage2/, ... in it. Stopped,
+the same command goes on where it was; other photos or flags need another --output-dir.
 """
 
 import sys
@@ -14,38 +14,52 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
 import train  # noqa: E402
 import utils  # noqa: E402
+from support import settings  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
-from support.pairs import list_images  # noqa: E402
+from support.pairs import pair_up  # noqa: E402
 
 WIDE, NARROW = "--features 16 32 64 96 128 128", "--features 8 16 32 64 96 96"
+SMALL = "--image-height 160 --image-width 240 --batch-size 16"
 MEDIUM = "--image-height 320 --image-width 480 --batch-size 8 --lr 5e-3"
 LARGE = "--image-height 640 --image-width 960 --batch-size 8 --lr 5e-3"
-MOST = 50  # epochs of a stage, of few photos
-STAGES = {  # by what there is to compute with; how many photos are seen, in however many epochs
-    "gpu": [(WIDE, 40_000), (LARGE, 60_000)],
-    "bfloat16": [(WIDE, 14_000), (MEDIUM, 21_000)],
-    "float32": [(NARROW, 10_000), (MEDIUM, 14_000)],
+STAGES = {  # by hardware: each stage's flags, and how many photos it sees in all
+    "gpu": [(f"{SMALL} {WIDE}", 40_000), (LARGE, 60_000)],
+    "bfloat16": [(f"{SMALL} {WIDE}", 14_000), (MEDIUM, 21_000)],
+    "float32": [(f"{SMALL} {NARROW}", 10_000), (MEDIUM, 14_000)],
 }
+MAX_EPOCHS = 50  # of a stage, where photos are few
+
+
+def get_args_parser():
+    """The flags of recipe.py itself."""
+    about = f"{__doc__.splitlines()[0]} All other flags are train.py's, for each stage."
+    parser = Parser(prog="recipe.py", description=about, allow_abbrev=False)
+    parser.add_argument("--stages", choices=tuple(STAGES), help="default: by this machine")
+    return parser
 
 
 def main(argv=None):
     """Train all stages, as the flags in argv say; returns the exit code."""
-    parser = Parser(prog="recipe.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--stages", choices=tuple(STAGES), help="default: what this machine has")
-    parser.add_argument("--output-dir", default="runs/recipe", type=Path, help="for all files")
-    args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    device = utils.pick_device(tune=False)
+    args, flags = get_args_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+    flags = list(map(str, flags))
+    given = settings.read_flags(settings.get_args_parser(train.Settings, "train.py"), flags)
+    device = utils.pick_device(given.get("device", train.DEVICE), tune=False)
     cpu = "bfloat16" if utils.amp_dtype(device) else "float32"
-    stages, start = STAGES[args.stages or (cpu if device.type == "cpu" else "gpu")], []
-    given = train.read_flags(train.get_args_parser(train.Settings, "train.py"), flags)
-    photos = len(list_images(train.ROOT / given.get("train_img_dir", train.TRAIN_IMG_DIR)))
+    stages = STAGES[args.stages or ("gpu" if device.type == "cuda" else cpu)]
+    output = Path(given.get("output_dir", train.ROOT / "runs" / "recipe"))
+    folders = (
+        given.get(n, getattr(train.Settings, n)) for n in ("train_img_dir", "train_mask_dir")
+    )
+    pairs, _ = pair_up(*(train.ROOT / folder for folder in folders), given.get("mask_suffix"))
+    start = []
     for number, (stage, seen) in enumerate(stages, start=1):
-        folder = args.output_dir / (f"stage{number}" if number < len(stages) else "")
-        stage += f" --epochs {min(max(1, round(seen / photos)), MOST)}"
-        print(f"Stage {number} of {len(stages)}: {stage}", flush=True)
-        stage = ["--recipe", "better", *stage.split(), *start, *flags, "--load-model"]
-        if code := train.main([*stage, "--output-dir", str(folder)]):
-            print("The same command of recipe.py goes on with this stage and the rest of them")
+        folder = output / (f"stage{number}" if number < len(stages) else "")
+        epochs = min(max(1, round(seen / len(pairs))), MAX_EPOCHS)
+        words = ["--recipe", "better", *stage.split(), "--epochs", str(epochs), *flags, *start]
+        words += ["--output-dir", str(folder), "--load-model"]
+        print(f"Stage {number} of {len(stages)}: train.py {' '.join(words)}")
+        print("If it is stopped, the same command of recipe.py goes on", flush=True)
+        if code := train.main(words):
             return code
         start = ["--pretrained", str(folder / utils.BEST_CHECKPOINT)]
     return 0
