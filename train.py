@@ -76,7 +76,7 @@ STEP_SIZE = 10  # for "step": epochs until the learning rate is multiplied by GA
 GAMMA = 0.1
 CHECKPOINT_ACTIVATIONS = False  # True needs less memory and more time
 SEED = 42
-RECIPE = "classic"  # or "better": see RECIPES, in whose place the constants above count nothing
+RECIPE = "classic"  # or "better", which replaces some of the constants above: see RECIPES
 
 LOAD_MODEL = False  # True goes on with my_checkpoint.pth.tar
 SAVE_EVERY = 20  # batches until it is saved within an epoch too, if saving is quick; 0: never
