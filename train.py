@@ -124,16 +124,14 @@ class Settings:
     accumulate: int = flag(ACCUMULATE, "batches whose gradients make one step", most=65536)
     loss: str = flag(LOSS, "see LOSSES in utils.py", choices=tuple(LOSSES))
     class_weights: tuple[str, ...] = flag(CLASS_WEIGHTS, "how often pixels count, or auto")
-    optimizer: str = flag(OPTIMIZER, "muon: orthogonalized steps", choices=tuple(OPTIMIZERS))
+    optimizer: str = flag(OPTIMIZER, "muon is for 3x3 convolutions", choices=tuple(OPTIMIZERS))
     learning_rate: float = flag(LEARNING_RATE, "the highest", "--lr")
     scheduler: str = flag(SCHEDULER, "of the learning rate", choices=("none", "step", "onecycle"))
     step_size: int = flag(STEP_SIZE, "epochs a step; means --scheduler step", "--stepsize")
     gamma: float = flag(GAMMA, "what a step multiplies the learning rate by; likewise")
     checkpoint_activations: bool = flag(CHECKPOINT_ACTIVATIONS, "less memory, more time")
     seed: int = flag(SEED, "of weights, order and augmentation", least=0, most=2**32 - 1)
-    recipe: str = flag(
-        RECIPE, "of a new run, see RECIPES in train.py", choices=tuple(RECIPES), saved=False
-    )
+    recipe: str = flag(RECIPE, "see RECIPES in train.py", choices=tuple(RECIPES), saved=False)
     load_model: bool = flag(LOAD_MODEL, "go on with the last run", saved=False, group="run")
     save_every: int = flag(SAVE_EVERY, "batches between saves; 0: only at an epoch's end", least=0)
     output_dir: str = flag(OUTPUT_DIR, "for checkpoints, metrics.csv and pictures", saved=False)
@@ -195,8 +193,7 @@ class Run:
         if world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
             self.trained_model = DistributedDataParallel(self.model, device_ids=ids)
-        make, rate = OPTIMIZERS[settings.optimizer], settings.learning_rate
-        self.optimizer = make(self.model.parameters(), rate)
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.model.parameters())
         half = utils.amp_dtype(device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.loss_function = LOSSES[settings.loss]
@@ -373,8 +370,7 @@ def train(run, train_loader, val_loader):
                 better = run.best is None or row["dice"] > run.best["dice"]
                 run.history.append(row)
                 run.progress = Progress(run.progress.photos, run.progress.order)
-                # The best before the latest: a kill between them repeats some of the epoch, and
-                # loses nothing.
+                # The best first: a kill between them repeats part of the epoch and loses nothing.
                 run.save(*([BEST_CHECKPOINT] if better else []), CHECKPOINT)
                 line = f"epoch {run.epoch}/{epochs}: loss {loss:.4f}, validation loss "
                 line += f"{row['val_loss']:.4f}, IoU {row['iou']:.4f}, {speed:.1f} photos/s"
@@ -425,9 +421,11 @@ def prepare(given, parser, device):
     pretrained = utils.load_checkpoint(nearby(ROOT / source)) if source else {}
     if source:
         print(f"Starting from {shown(ROOT / source)}, with its network and size of photos")
-    with distributed.first_before_others():  # it may have to draw the demo
-        start = {} if "settings" in checkpoint else find_photos(given)
-    start = RECIPES.get(given.get("recipe", start.get("recipe", RECIPE)), {}) | start
+    start = {}
+    if "settings" not in checkpoint:
+        with distributed.first_before_others():  # it may have to draw the demo
+            start = find_photos(given)
+        start = RECIPES.get(given.get("recipe", start.get("recipe", RECIPE)), {}) | start
     network = checkpoint or pretrained
     settings = choose_settings(Settings, parser, given, start, checkpoint, network)
     own = [f"{k} {v}" for k, v in start.items() if k not in FOLDERS and v == getattr(settings, k)]
@@ -489,8 +487,9 @@ def prepare(given, parser, device):
     return run, *loaders
 
 
-def main(argv=None):
-    """Train as the flags in argv say; returns the exit code."""
+def main(argv=None, again=None):
+    """Train as the flags in argv say; returns the exit code. `again`: what else than this script
+    and its flags to type to go on."""
     argv, started = sys.argv[1:] if argv is None else argv, time.perf_counter()
     parser = get_args_parser(Settings, "train.py")
     given = read_flags(parser, argv)
@@ -500,9 +499,10 @@ def main(argv=None):
         if parts is None:
             return 0
         run = parts[0]
-        again = argv if "--load-model" in argv else [*argv, "--load-model"]
+        flags = argv if "--load-model" in argv else [*argv, "--load-model"]
+        again = again or [nearby(ROOT / "train.py"), *flags]
         program = f"torchrun --nproc_per_node={world_size()}" if world_size() > 1 else "python"
-        go_on = f"to go on: {program} {shlex.join([nearby(ROOT / 'train.py'), *again])}"
+        go_on = f"to go on: {program} {shlex.join(again)}"
         try:
             train(*parts)
         except Stopped as stop:

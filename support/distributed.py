@@ -31,6 +31,9 @@ def process_group(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
+    if dist.is_initialized():  # by a script of several trainings
+        yield device
+        return
     # The others wait while the first one decodes all photos, which may take its time.
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))

@@ -11,7 +11,7 @@ class Muon(torch.optim.Optimizer):
     matrices alone.
     """
 
-    def __init__(self, params, lr):
+    def __init__(self, params, lr=1e-3):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()

@@ -122,12 +122,12 @@ def choose_settings(settings, parser, given, start, checkpoint, source):
             if parse_value(parser, field, constants_then.get(name, constant)) != constant:
                 edited[name] = constant
         except BadInput as problem:
-            if name == "optimizer":  # to whose learning rate no other is suited
+            if name == "optimizer" and name in settings_then and name not in saved | given:
                 why = f"the checkpoint's {settings_then[name]} is not offered any more"
-                raise BadInput("--optimizer", why, "start from its weights: --pretrained") from None
-            print(
-                f"The checkpoint's {name} is not offered, so {constant} counts ({problem.reason})"
-            )
+                remedy = "choose one and its --lr, or start from the weights: --pretrained FILE"
+                raise BadInput("--optimizer", why, remedy) from None
+            counts = (saved | given).get(name, constant)
+            print(f"The checkpoint's {name} is not offered, so {counts} counts ({problem.reason})")
     network, fixed, changes = {}, {}, edited | given
     if source:
         height, width = source["image_size"]

@@ -98,6 +98,13 @@ def test_two_processes_go_on_inside_an_epoch_as_if_never_stopped(photos, tmp_pat
 
 
 @pytest.mark.slow
+def test_the_stages_of_the_recipe_share_two_processes(photos, tmp_path):
+    flags = ["--data-dir", photos, *SMALL, "--epochs", 1, "--output-dir", tmp_path / "run"]
+    done = torchrun("tools/recipe.py", *flags)
+    assert done.returncode == 0 and done.stdout.count("Done in") == 2, done.stderr
+
+
+@pytest.mark.slow
 def test_bad_photos_end_the_run_with_its_own_message(photos, tmp_path):
     photo = next((photos / "train_images").iterdir())
     photo.write_bytes(photo.read_bytes()[:-300])

@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, assert_same_run, rows, start, wait_for_epoch
+from conftest import ROOT, SMALL, assert_refused, assert_same_run, rows, start, wait_for_epoch
 
 import train
 import utils
@@ -71,7 +71,8 @@ def test_stages_of_the_recipe_follow_each_other_and_go_on_where_they_stopped(cal
     assert call(recipe.main, *flags, tmp_path / "whole")[0] == 0
     with steps(9):  # eight are the first stage's
         code, out, err = call(recipe.main, *flags, tmp_path / "parts")
-    assert code == 143 and "Stage 2 of 2: train.py --recipe better " in out, err
+    assert code == 143 and out.count("train.py --recipe better ") == 2, err
+    assert "tools/recipe.py --data-dir " in err and "--load-model" not in err
     assert f"Starting from {shown(tmp_path / 'parts' / 'stage1' / BEST_CHECKPOINT)}" in out
     with steps() as taken:
         code = call(recipe.main, *flags, tmp_path / "parts")[0]
@@ -80,6 +81,8 @@ def test_stages_of_the_recipe_follow_each_other_and_go_on_where_they_stopped(cal
     for folder in (first, last):
         assert_same_run(folder, tmp_path / "parts" / folder.relative_to(last))
     assert load_checkpoint(last / CHECKPOINT)["settings"]["optimizer"] == "muon"
+    (first / BEST_CHECKPOINT).unlink()
+    assert_refused(call(recipe.main, *flags, last), "is of another run")
 
 
 def test_a_second_signal_while_the_run_is_saved_does_not_lose_the_save(fit, tmp_path, monkeypatch):

@@ -74,8 +74,9 @@ def test_a_recipe_stands_for_its_flags_and_any_of_them_wins_over_it(fit, tmp_pat
     code, out, err = fit("run", "--recipe", "better", "--loss", "bce-dice", "--epochs", 1)
     assert code == 0 and "loss bce-dice, optimizer muon, learning_rate 0.01, " in out
     assert load_checkpoint(tmp_path / "run" / CHECKPOINT)["settings"]["augment"] == "flip"
-    code, out, _ = fit("run", "--load-model", "--recipe", "classic", "--epochs", 2)
-    assert code == 0 and "optimizer muon, learning_rate 0.01, scheduler onecycle" in out, "its own"
+    fit("classic", "--epochs", 1)
+    code, out, _ = fit("classic", "--load-model", "--recipe", "better", "--epochs", 2)
+    assert code == 0 and "optimizer adam, learning_rate 0.01, scheduler none" in out, "its own"
 
 
 def test_an_edited_constant_counts_as_given_and_what_is_not_offered_any_more_is_left_out(
@@ -91,4 +92,7 @@ def test_an_edited_constant_counts_as_given_and_what_is_not_offered_any_more_is_
     assert "The checkpoint's scheduler is not offered, so none counts" in out
     checkpoint["settings"]["optimizer"] = "sgd"
     save_checkpoint(checkpoint, finished / CHECKPOINT)
-    assert_refused(call(train.main, "--output-dir", finished, "--load-model"), "--pretrained")
+    flags = "--output-dir", finished, "--load-model", "--epochs", 6
+    assert_refused(call(train.main, *flags), "--pretrained FILE")
+    code, out, err = call(train.main, *flags, "--optimizer", "adam")
+    assert code == 0 and "so adam counts" in out, err
