@@ -429,7 +429,7 @@ def prepare(given, parser, device):
     network = checkpoint or pretrained
     settings = choose_settings(Settings, parser, given, start, checkpoint, network)
     own = [f"{k} {v}" for k, v in start.items() if k not in FOLDERS and v == getattr(settings, k)]
-    if own and "recipe" in start:
+    if own and "recipe" in start:  # which the demo's settings alone name
         print(f"Training on the demo set in data/demo with its own settings: {', '.join(own)}")
     least = 2 ** (len(settings.features) + 1)  # leaves 2x2 pixels at the bottom, for BatchNorm
     if min(settings.size) < least:

@@ -122,6 +122,7 @@ def choose_settings(settings, parser, given, start, checkpoint, source):
             if parse_value(parser, field, constants_then.get(name, constant)) != constant:
                 edited[name] = constant
         except BadInput as problem:
+            # No other optimizer suits the learning rate that goes on with it.
             if name == "optimizer" and name in settings_then and name not in saved | given:
                 why = f"the checkpoint's {settings_then[name]} is not offered any more"
                 remedy = "choose one and its --lr, or start from the weights: --pretrained FILE"

@@ -50,9 +50,8 @@ def main(argv=None):
     chosen = train.Settings(**given)
     output = Path(given.get("output_dir", train.ROOT / "runs" / "recipe"))
     device = utils.pick_device(chosen.device, tune=False)
-    hardware = "bfloat16" if utils.amp_dtype(device) else "float32"
-    hardware = args.stages or ("gpu" if device.type == "cuda" else hardware)
-    network, stages = STAGES[hardware]
+    cpu = "bfloat16" if utils.amp_dtype(device) else "float32"
+    network, stages = STAGES[args.stages or ("gpu" if device.type == "cuda" else cpu)]
     images, masks = train.ROOT / chosen.train_img_dir, train.ROOT / chosen.train_mask_dir
     pairs, _ = pair_up(images, masks, chosen.mask_suffix)
     if not (chosen.val_img_dir and (train.ROOT / chosen.val_img_dir).exists()):
