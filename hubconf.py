@@ -41,7 +41,7 @@ def import_predict():
 def unet_carvana(pretrained=True, **kwargs):
     """A UNet in evaluation mode: pretrained, or with random weights and these arguments of UNet.
 
-    Shape: (N, 3, H, W), RGB from 0 to 1, best of 320x480 -> (N, 1, H, W), logits.
+    Shape: (N, 3, H, W), RGB from 0 to 1, best of 640x960 -> (N, 1, H, W), logits.
     """
     utils = import_predict().utils
     if not pretrained:

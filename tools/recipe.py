@@ -25,9 +25,11 @@ WIDE, NARROW = "--features 16 32 64 96 128 128", "--features 8 16 32 64 96 96"
 SMALL = "--image-height 160 --image-width 240 --batch-size 16"
 MEDIUM = "--image-height 320 --image-width 480 --batch-size 8 --lr 5e-3"
 LARGE = "--image-height 640 --image-width 960 --batch-size 8 --lr 5e-3"
-STAGES = {  # by hardware: the network, each stage's flags, and how many photos it trains on in all
+LONGER, LARGER = f"{MEDIUM} --lr 8e-3", f"{LARGE} --batch-size 4 --lr 4e-3"
+STAGES = {  # the network, each stage's flags, and how many photos it trains on in all
     "gpu": (WIDE, {SMALL: 36_000, LARGE: 54_000}),
     "bfloat16": (WIDE, {SMALL: 12_500, MEDIUM: 19_000}),
+    "long": (WIDE, {SMALL: 12_500, MEDIUM: 19_000, LONGER: 31_000, LARGER: 10_500}),
     "float32": (NARROW, {SMALL: 9_000, MEDIUM: 12_500}),
 }
 MAX_EPOCHS = 50  # of a stage, where photos are few
@@ -35,10 +37,10 @@ MAX_EPOCHS = 50  # of a stage, where photos are few
 
 def get_args_parser():
     """The flags of recipe.py itself."""
-    about = f"{__doc__.splitlines()[0]} All other flags are train.py's, for each stage; the "
-    about += "default of --output-dir is runs/recipe. Stopped, the same command goes on."
+    about = f"{__doc__.splitlines()[0]} All other flags are train.py's, --output-dir runs/recipe."
     parser = Parser(prog="recipe.py", description=about, allow_abbrev=False)
-    parser.add_argument("--stages", choices=tuple(STAGES), help="default: by this machine")
+    which = "default: by this machine; long: of the weights that ship"
+    parser.add_argument("--stages", choices=tuple(STAGES), help=which)
     return parser
 
 
@@ -58,7 +60,7 @@ def main(argv=None):
         pairs, _ = split_by_car(pairs, group=chosen.group)
 
     folders = [output / f"stage{number}" for number in range(1, len(stages))] + [output]
-    if (output / utils.CHECKPOINT).exists() and not (folders[0] / utils.BEST_CHECKPOINT).exists():
+    if (output / utils.CHECKPOINT).exists() and not (folders[-2] / utils.BEST_CHECKPOINT).exists():
         raise BadInput(output / utils.CHECKPOINT, "is of another run", "name an --output-dir")
     network, start = [] if "pretrained" in given else network.split(), []
     with distributed.process_group(device):
