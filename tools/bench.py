@@ -12,6 +12,7 @@ import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor as Process
 from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -45,18 +46,18 @@ exhaust = deque(maxlen=0).extend  # goes through batches and keeps none
 
 
 class Timed:
-    """Batches of a loader, epoch after epoch, for SECONDS; `count` photos were in them."""
+    """Batches of a loader, epoch after epoch, for so many seconds; `count` photos were in them."""
 
     dataset, sampler, count = range(10**9), dataset.EpochSampler(1, 0), 0
 
-    def __init__(self, loader):
-        self.loader = loader
+    def __init__(self, loader, seconds):
+        self.loader, self.seconds = loader, seconds
 
     def __len__(self):
         return len(self.dataset)  # an epoch without end
 
     def __iter__(self):
-        self.count, end = 0, time.perf_counter() + SECONDS
+        self.count, end = 0, time.perf_counter() + self.seconds
         while True:
             for batch in self.loader:
                 yield batch
@@ -129,25 +130,24 @@ def classic(settings, transform, size, device, pairs, folder):
 
 
 @lru_cache(1)  # for all measurements of a row, so that workers live on
-def get_ready(way, row, settings, pairs, folder):
+def get_ready(way, row, seconds, settings, pairs, folder):
     """(what is done for a row of the table, its batches)"""
     device, size = utils.pick_device(settings.device), (settings.image_height, settings.image_width)
     kind = dataset.get_eval_transform if row == "evaluate" else dataset.get_train_transform
     photos, works = way(settings, kind(*size), size, device, pairs, folder)
     workers = min(8, cpu_count()) if device.type == "cuda" and row != "later epochs" else 0
-    # PyTorch's threads ended at this process's fork: they begin here, before several ask for them.
     torch.set_num_threads(1 if row == "later epochs" else torch.get_num_threads())
     cv2.setNumThreads(torch.get_num_threads())
     sampler = dataset.EpochSampler(len(pairs), 0)
     loader = dataset.make_loader(photos, settings.batch_size, workers, True, sampler)
     if row == "step":
         loader = [[part.to(device) for part in next(iter(loader))]]
-    return works.get("train" if row == "step" else row, exhaust), Timed(loader)
+    return works.get("train" if row == "step" else row, exhaust), Timed(loader, seconds)
 
 
-def rate(way, row, settings, pairs, folder):
+def rate(way, row, seconds, settings, pairs, folder):
     """Photos a second; called in the process of `way`."""
-    work, loader = get_ready(way, row, settings, pairs, folder)
+    work, loader = get_ready(way, row, seconds, settings, pairs, folder)
     start = time.perf_counter()
     work(loader)
     return (loader.count or len(pairs)) / (time.perf_counter() - start)
@@ -163,8 +163,9 @@ def main(argv=None):
     count, settings = given.pop("photos", None), train.Settings(**given | {"save_every": 0})
     pairs = find_pairs(train.ROOT / settings.train_img_dir, train.ROOT / settings.train_mask_dir)
     print(f"{'photos a second':40}{'ours':>10}{'classic':>10}{'ratio':>10}")
-    with tempfile.TemporaryDirectory() as folder, Process(1) as one, Process(1) as two:
-        args = settings, tuple(pairs[:count]), Path(folder)
+    process = partial(Process, 1, mp_context=get_context("spawn"))  # threads do not survive a fork
+    with tempfile.TemporaryDirectory() as folder, process() as one, process() as two:
+        args = SECONDS, settings, tuple(pairs[:count]), Path(folder)
         for row, title in ROWS.items():
             ways = {ours: one, classic: two} if row != "predict" else {ours: one}
             turns = [ways.items()] * (REPEATS + 1)  # the first warms up

@@ -39,8 +39,7 @@ def get_args_parser():
     """The flags of recipe.py itself."""
     about = f"{__doc__.splitlines()[0]} All other flags are train.py's, --output-dir runs/recipe."
     parser = Parser(prog="recipe.py", description=about, allow_abbrev=False)
-    which = "default: by this machine; long: of the weights that ship"
-    parser.add_argument("--stages", choices=tuple(STAGES), help=which)
+    parser.add_argument("--stages", choices=tuple(STAGES), help="default: by machine, never long")
     return parser
 
 
