@@ -14,14 +14,14 @@ import cv2
 import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from support.cache import BINARY, Cache, decode_all, stable_hash
 from support.distributed import rank, world_size
 from support.errors import BadInput
-from support.images import IGNORED, photo_size, random_crop
+from support.images import photo_size, random_crop
+from support.loading import DeviceLoader, copy_to, make_loader, to_channels
 from support.pairs import check_header, find_pairs, read_pair
-from support.signals import init_worker
 
 VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
 
@@ -139,24 +139,32 @@ class CarvanaDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, key):
-        # The epoch comes with the index: a worker that lives on would not see an attribute change.
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        pair = self.pairs[index]
-        photo, mask = self.read(pair)
-        # A photo of many crops comes many times an epoch.
-        seed = stable_hash(f"{self.seed} {epoch} {pair.name}" + f" {index}" * bool(self.crop))
+        photo, mask = self.read(self.pair_of(key))
         if self.crop:
-            photo, mask = random_crop(photo, mask, self.crop, random.Random(seed))
+            photo, mask = random_crop(photo, mask, self.crop, self.random_state(key)[1])
         transform = self.transform or get_eval_transform(*mask.shape)
         if hasattr(transform, "set_random_state"):
             # One stream for all steps: set_random_seed would start the same one in each of them.
-            transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+            transform.set_random_state(*self.random_state(key))
         # Copied, since arrays from Pillow and from the map are read-only.
         result = transform(image=np.array(photo), mask=np.array(mask))
         image, mask = result["image"], result["mask"]
         if isinstance(image, np.ndarray):  # a transform of the caller's without ToTensorV2
             image = torch.from_numpy(image).permute(2, 0, 1)
         return image.float(), to_channels(mask, self.labels)
+
+    def pair_of(self, key):
+        """The pair of an item."""
+        return self.pairs[key[1] if isinstance(key, tuple) else key]
+
+    def random_state(self, key):
+        """NumPy's and Python's generators of what is random about an item."""
+        # The epoch comes with the index: a worker that lives on would not see an attribute change.
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        text = f"{self.seed} {epoch} {self.pairs[index].name}"
+        # A photo of many crops comes many times an epoch.
+        seed = stable_hash(f"{text} {index}" if self.crop else text)
+        return np.random.default_rng(seed), random.Random(seed)
 
     def read(self, pair):
         """(photo, mask) as they are before the transform; see support.pairs.read_pair."""
@@ -178,17 +186,6 @@ class CarvanaDataset(Dataset):
     def names(self):
         """The photos' names, in order."""
         return [pair.name for pair in self.pairs]
-
-
-def to_channels(mask, labels):
-    """A mask (H, W), as read_mask gives it, as a tensor of one channel a class: (K, H, W), float32,
-    0 and 1, between them where a single class was shrunk, -1 in all channels where IGNORED."""
-    mask = np.asarray(mask)
-    if labels.shares:
-        return torch.from_numpy(mask.reshape(1, *mask.shape[-2:]) / np.float32(255))
-    channels = (mask == np.arange(1, labels.classes + 1)[:, None, None]).astype(np.float32)
-    channels[:, mask == IGNORED] = -1
-    return torch.from_numpy(channels)
 
 
 class EpochSampler(Sampler):
@@ -218,43 +215,6 @@ class EpochSampler(Sampler):
 # Loaders ------------------------------------------------------------------------------------------
 
 
-class PhotoLoader(DataLoader):
-    """A DataLoader that raises a worker's BadInput as it is: PyTorch would keep its text alone."""
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            if isinstance(batch, BadInput):
-                raise batch
-            yield batch
-
-    def close(self):
-        """End the workers: where an exception keeps their queues alive, PyTorch would wait."""
-        if self._iterator is not None:  # PyTorch has no public name for it
-            self._iterator._shutdown_workers()
-            for worker in self._iterator._workers:
-                worker.kill()
-
-
-def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
-    """A loader whose workers live on from epoch to epoch and leave signals to the script."""
-    return PhotoLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        pin_memory=pin_memory and torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-        worker_init_fn=init_worker,
-        collate_fn=collate,
-        generator=torch.Generator(),  # so that starting workers leaves the main process's RNG alone
-    )
-
-
-def collate(items):
-    """A batch of items, or the BadInput that stands for them."""
-    return items if isinstance(items, BadInput) else default_collate(items)
-
-
 def get_loaders(
     train_dir,
     train_maskdir,
@@ -276,6 +236,7 @@ def get_loaders(
     labels=BINARY,
     group=None,
     crop=None,
+    device=None,
 ):
     """(training loader, validation loader); the first one's `sampler.set_epoch` starts an epoch.
 
@@ -284,7 +245,9 @@ def get_loaders(
     without, the transforms are applied to the photos at full size. Where `val_dir` is None,
     validation is drawn from the training photos by car or `group` (see car_id). With `crop`, photos
     are cached as they are; an epoch has as many squares of `crop` pixels as would cover them, and
-    validation has whole photos, one a batch. Raises BadInput with all bad files.
+    validation has whole photos, one a batch. Where cached photos are only mirrored and take
+    at most a quarter of the free memory of a GPU, `device`, they are kept there. Raises BadInput
+    with all bad files.
     """
     decoded_size = None if crop else size
 
@@ -301,6 +264,9 @@ def get_loaders(
     def loader_of(pairs, transform, decoded, sampler, batch_size, crop):
         photos = decoded_size, channels, seed, pairs, decoded, labels, crop
         dataset = CarvanaDataset(None, None, transform, *photos)
+        if decoded in on_device:
+            flip = A.Compose(AUGMENTATIONS[augment]) if sampler is order else None
+            return DeviceLoader(dataset, batch_size, sampler, on_device[decoded], flip)
         return make_loader(dataset, batch_size, num_workers, pin_memory, sampler)
 
     train_pairs = all_pairs = find_pairs(train_dir, train_maskdir, mask_suffix)
@@ -310,6 +276,13 @@ def get_loaders(
     else:
         val_pairs = find_pairs(val_dir, val_maskdir, mask_suffix)
         train_cache, val_cache = first_pass(all_pairs, train_dir), first_pass(val_pairs, val_dir)
+    mirrored_only = [type(step) for step in AUGMENTATIONS[augment]] == [A.HorizontalFlip]
+    usual = mirrored_only and (MEAN, STD, MAX_PIXEL_VALUE) == (0.0, 1.0, 255.0)
+    on_device = {}
+    if device and train_cache and usual and not (crop or train_transform or val_transform):
+        on_device = copy_to(device, train_cache, val_cache)
+    if on_device:
+        print(f"Photos and masks lie in the memory of {device}: no workers load them")
     if size:
         train_transform = train_transform or get_train_transform(*size, augment=augment)
     if crop:

@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-dependencies = "torch torchvision albumentations cv2 PIL numpy tqdm".split()
+dependencies = "torch albumentations cv2 PIL numpy tqdm".split()
 HERE = Path(__file__).resolve().parent
 NAMES = {"predict", "utils", "dataset", "model", "support", "tools"}
 

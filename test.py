@@ -115,7 +115,7 @@ def main(argv=None):
         if full_size or not cached:
             mask = read_mask(pair.mask, None if full_size else size, labels)
         transform = get_eval_transform(*photo.shape[:2], **checkpoint["normalization"])
-        return transform(image=photo)["image"], to_channels(mask, labels)
+        return transform(image=photo)["image"], to_channels(np.array(mask), labels)
 
     def batches():
         """Batches of read(): each photo is decoded once, on all cores, ahead of the network."""

@@ -89,7 +89,7 @@ RECIPES = {"classic": {}, "better": BETTER}  # settings worth choosing together
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
 SCORES = "constant loss accuracy dice iou"  # what check_accuracy gives beside each class's
 LISTED = "size features batch_size loss optimizer learning_rate scheduler"
-PASSED_ON = "pin_memory seed cache augment mask_suffix labels group crop"  # to get_loaders
+PASSED_ON = "size pin_memory seed cache augment mask_suffix labels group crop"  # to get_loaders
 PICTURES = 16  # validation photos that are drawn after each epoch
 
 
@@ -455,9 +455,9 @@ def prepare(given, parser, device):
             *(folder and nearby(ROOT / folder) for folder in folders),
             settings.batch_size,
             num_workers=workers if settings.num_workers is None else settings.num_workers,
-            size=settings.size,
             channels=settings.in_channels,
             cache_dir=settings.cache_dir and ROOT / settings.cache_dir,
+            device=device,
             **{name: getattr(settings, name) for name in PASSED_ON.split()},
         )
     if settings.class_weights:

@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torchvision.utils import save_image
 
 from dataset import MAX_PIXEL_VALUE, MEAN, STD
 from model import UNet
 from support import checkpoints, distributed
+from support.cpu import tune_for_cpu
 from support.errors import BadInput, printable
-from support.memory import keep_freed_memory
 from support.plots import draw_panel, palette
-from support.scores import class_scores, label_map
+from support.scores import class_scores, label_map, predicted_masks, without_ignored
 from support.settings import class_names
 from support.tiles import in_tiles
 from support.writing import save_picture, write_aside
@@ -50,7 +49,7 @@ def pick_device(name="auto", tune=True):
     if tune and device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches have one size
     elif tune and device.type == "cpu":
-        keep_freed_memory()
+        tune_for_cpu()
     return device
 
 
@@ -103,29 +102,9 @@ def bce_dice(logits, masks, weights=None):
     return bce(logits, masks, weights) + dice_loss(logits, masks)
 
 
-def without_ignored(logits, masks):
-    """Both, with ignored pixels (-1 in the masks) as background predicted with certainty: they cost
-    no loss, move no weight, and are in no overlap."""
-    return logits.masked_fill(masks < 0, -100), masks.clamp(min=0)
-
-
 LOSSES = {"bce": bce, "bce-dice": bce_dice}
 
 # Scores -------------------------------------------------------------------------------------------
-
-
-def logit(probability):
-    """The logit of a probability; where it is 0 or 1, infinite."""
-    return torch.tensor(probability, dtype=torch.float64).logit().item()
-
-
-def predicted_masks(logits, threshold):
-    """(..., K, H, W), True where a pixel is of a class: its probability is the highest, and above
-    the threshold; at 0.5, its logit above 0."""
-    above = logits > logit(threshold)
-    if logits.shape[-3] == 1:
-        return above
-    return torch.zeros_like(above).scatter_(-3, logits.argmax(-3, keepdim=True), True) & above
 
 
 def logits_of(model, images, device, tta=False):
@@ -289,6 +268,8 @@ def build_model(checkpoint, device="cpu"):
 def save_predictions_as_imgs(loader, model, folder, device, threshold=0.5, normalization=None):
     """Write the classic grids of each batch's masks, `pred_<batch>.png` and `gt_<batch>.png`, and a
     panel of each photo (see panel_of), `panel_<photo's name>.png`."""
+    from torchvision.utils import save_image  # takes a second, for which predict.py need not wait
+
     folder, device, count = Path(folder), torch.device(device), 0
     names = getattr(loader.dataset, "names", None) or list(map(str, range(len(loader.dataset))))
     for batch, parts in enumerate(predictions(loader, model, device)):

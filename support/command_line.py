@@ -56,9 +56,9 @@ def regular_expression(text):
 
 def add_network_flags(group):
     """The flags of scripts that only use a network: how it is run on photos."""
-    add, count = group.add_argument, {"type": whole(1, 65536), "default": 16, "metavar": "N"}
+    add, count = group.add_argument, {"type": whole(1, 65536), "default": 4, "metavar": "N"}
     add("--tta", action="store_true", help="mean over each photo and its mirror image")
-    add("--batch-size", help="photos at once (default: 16)", **count)
+    add("--batch-size", help="photos at once (default: 4; a GPU may want more)", **count)
     add("--device", default="auto", help="cuda, mps or cpu (default: auto)")
 
 

@@ -1,4 +1,4 @@
-"""What only masks of several classes need: their map, weights, and scores from counts of pixels."""
+"""From logits to masks; of several classes a map, weights, and scores from counts of pixels."""
 
 import contextlib
 
@@ -9,6 +9,26 @@ from support.errors import BadInput, printable
 from support.pairs import for_all
 
 MOST = 10  # of the weights that auto gives
+
+
+def logit(probability):
+    """The logit of a probability; where it is 0 or 1, infinite."""
+    return torch.tensor(probability, dtype=torch.float64).logit().item()
+
+
+def predicted_masks(logits, threshold):
+    """(..., K, H, W), True where a pixel is of a class: its probability is the highest, and above
+    the threshold; at 0.5, its logit above 0."""
+    above = logits > logit(threshold)
+    if logits.shape[-3] == 1:
+        return above
+    return torch.zeros_like(above).scatter_(-3, logits.argmax(-3, keepdim=True), True) & above
+
+
+def without_ignored(logits, masks):
+    """Both, with ignored pixels (-1 in the masks) as background predicted with certainty: they cost
+    no loss, move no weight, and are in no overlap."""
+    return logits.masked_fill(masks < 0, -100), masks.clamp(min=0)
 
 
 def label_map(masks):

@@ -21,7 +21,10 @@ SCRIPTS = "test predict tools/check_data tools/export tools/app tools/recipe".sp
 PARSERS = {"train.py": get_args_parser(train.Settings, "train.py")} | {
     f"{name}.py": import_module(name.replace("/", ".")).get_args_parser() for name in SCRIPTS
 }
-OTHER_FLAGS = {"--nproc_per_node", "--download", "--photos"}  # torchrun, prepare.py, bench.py
+# Of torchrun, prepare.py, bench.py, and another repository's scripts.
+OTHER_FLAGS = {"--nproc_per_node", "--download", "--photos", "--beside", "--profile"}
+OTHER_FLAGS |= {"--model", "--input", "--scale", "--validation", "--amp"}
+ENVIRONMENT = {"CARVANA_DIR", "OMP_WAIT_POLICY"}
 README, FLAGS, CI = ROOT / "README.md", ROOT / "docs" / "flags.md", ROOT / ".ci" / "run"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md")), ROOT / "weights" / "README.md"]
 
@@ -68,7 +71,7 @@ def test_what_a_page_names_exists(page):
         slugs = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
         assert target.exists() and (not anchor or anchor in slugs), f"{file}#{anchor}"
 
-    constants = set(re.findall(r"`([A-Z][A-Z_]{3,})(?: = [^`]*)?`", text)) - {"CARVANA_DIR"}
+    constants = set(re.findall(r"`([A-Z][A-Z_]{3,})(?: = [^`]*)?`", text)) - ENVIRONMENT
     assert not {name for name in constants if not hasattr(train, name)}
     known = OTHER_FLAGS.union(*(parser._option_string_actions for parser in PARSERS.values()))
     assert not set(re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", text)) - known

@@ -1,17 +1,25 @@
 """Photos a second: this repository beside the classic recipe, on the same photos in one run.
 
     python tools/bench.py --data-dir DIR --photos 128 --features 16 32 64 128
+    python tools/bench.py --data-dir DIR --beside    while other programs compute, on a CPU
+    python tools/bench.py --data-dir DIR --profile   what takes the time
 
 The classic recipe decodes each photo at full size each epoch and trains in float32, in the default
-memory layout, looking at the loss after each step. The two take turns; the table shows medians.
+memory layout, looking at the loss after each step. With --beside it is ours as it is, and ours
+whose threads spin and share no cores (see support/cpu.py). The two take turns; the table shows
+medians.
 """
 
+import contextlib
+import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor as Process
 from functools import lru_cache, partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -20,6 +28,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
 import dataset  # noqa: E402
@@ -29,6 +38,8 @@ import utils  # noqa: E402
 from model import UNet  # noqa: E402
 from support.cache import Cache  # noqa: E402
 from support.command_line import run_script, whole  # noqa: E402
+from support.cpu import INTERVAL  # noqa: E402
+from support.loading import DeviceLoader, copy_to  # noqa: E402
 from support.pairs import cpu_count, find_pairs  # noqa: E402
 from support.settings import get_args_parser, read_flags  # noqa: E402
 from support.signals import StopRequest  # noqa: E402
@@ -36,12 +47,15 @@ from support.signals import StopRequest  # noqa: E402
 SECONDS, REPEATS = 4, 3  # of a measurement, unless it is of one pass over all photos
 ROWS = {
     "step": "training step on a constant batch",
+    "compiled": "the same, by torch.compile",
     "train": "training end to end, later epochs",
     "evaluate": "evaluation end to end",
     "predict": "prediction end to end, shipped weights",
     "first pass": "data path, first pass, all cores",
     "later epochs": "data path, later epochs, one core",
 }
+BESIDE = ("step", "evaluate", "predict")
+COMPANY = ("alone", "beside busy threads", "beside another alike")  # threads: of half the cores
 exhaust = deque(maxlen=0).extend  # goes through batches and keeps none
 
 
@@ -50,8 +64,8 @@ class Timed:
 
     dataset, sampler, count = range(10**9), dataset.EpochSampler(1, 0), 0
 
-    def __init__(self, loader, seconds):
-        self.loader, self.seconds = loader, seconds
+    def __init__(self, loader, seconds, device):
+        self.loader, self.seconds, self.device = loader, seconds, device
 
     def __len__(self):
         return len(self.dataset)  # an epoch without end
@@ -83,10 +97,16 @@ def ours(settings, transform, size, device, pairs, folder):
         run.progress = train.Progress(len(loader.dataset))
         train.train_one_epoch(run, loader, StopRequest())
 
+    def fit_compiled(loader):
+        if run.trained_model is run.model:
+            run.trained_model = torch.compile(run.model)
+        fit(loader)
+
     return photos, {
         "train": fit,
+        "compiled": fit_compiled,
         "evaluate": lambda loader: utils.score_loader(loader, run.model, device),
-        "predict": lambda _: exhaust(predict.predict_all(predictor, files, 16, write, [])),
+        "predict": lambda _: exhaust(predict.predict_all(predictor, files, 4, write, [])),
         "first pass": first_pass,
     }
 
@@ -133,16 +153,23 @@ def classic(settings, transform, size, device, pairs, folder):
 def get_ready(way, row, seconds, settings, pairs, folder):
     """(what is done for a row of the table, its batches)"""
     device, size = utils.pick_device(settings.device), (settings.image_height, settings.image_width)
-    kind = dataset.get_eval_transform if row == "evaluate" else dataset.get_train_transform
+    kind = partial(dataset.get_train_transform, augment=settings.augment)
+    kind = dataset.get_eval_transform if row == "evaluate" else kind
     photos, works = way(settings, kind(*size), size, device, pairs, folder)
     workers = min(8, cpu_count()) if device.type == "cuda" and row != "later epochs" else 0
-    torch.set_num_threads(1 if row == "later epochs" else torch.get_num_threads())
+    if row == "later epochs":  # the last one that this process is for
+        torch.set_num_threads(1)
     cv2.setNumThreads(torch.get_num_threads())
     sampler = dataset.EpochSampler(len(pairs), 0)
     loader = dataset.make_loader(photos, settings.batch_size, workers, True, sampler)
-    if row == "step":
+    flip = settings.augment == "flip" and way is ours and row in ("train", "evaluate")
+    for pixels in copy_to(device, photos.cache).values() if flip else ():
+        mirror = dataset.A.Compose(dataset.AUGMENTATIONS["flip"]) if row == "train" else None
+        loader = DeviceLoader(photos, settings.batch_size, sampler, pixels, mirror)
+    if row in ("step", "compiled"):
         loader = [[part.to(device) for part in next(iter(loader))]]
-    return works.get("train" if row == "step" else row, exhaust), Timed(loader, seconds)
+    work = works.get("train" if row == "step" else row, exhaust)
+    return work, Timed(loader, seconds, device)
 
 
 def rate(way, row, seconds, settings, pairs, folder):
@@ -153,26 +180,119 @@ def rate(way, row, seconds, settings, pairs, folder):
     return (loader.count or len(pairs)) / (time.perf_counter() - start)
 
 
+def rate_in(process, *args):
+    """rate(*args), in a process."""
+    return process.submit(rate, *args).result()
+
+
+def spin():
+    """Keep tune_for_cpu from sharing cores; too late for OpenMP, which has read it already."""
+    os.environ["OMP_WAIT_POLICY"] = "active"
+
+
+def rate_beside(company, process, partner, *args):
+    """Photos a second of ours in one process, while another one computes, or none."""
+    time.sleep(3 * INTERVAL)  # until it is known that the last one has ended
+    busy = [sys.executable, "-c", "while True: pass"]
+    count = cpu_count() // 2 if company == "beside busy threads" else 0
+    others = [subprocess.Popen(busy) for _ in range(count)]
+    alike = partner.submit(rate, ours, *args) if company == "beside another alike" else None
+    try:
+        return rate_in(process, ours, *args)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        if alike:
+            alike.result()
+
+
+def matrix_rate(device, seconds):
+    """Operations a second of products of large matrices, in the type that networks compute in."""
+    matrix = torch.ones(4096, 4096, device=device, dtype=utils.amp_dtype(device))
+
+    def multiply(count):
+        start = time.perf_counter()
+        for _ in range(count):
+            product = matrix @ matrix
+        product[0, 0].item()  # waits for a GPU
+        return 2 * 4096**3 * count / (time.perf_counter() - start)
+
+    multiply(1)  # warms up
+    return multiply(max(1, round(multiply(2) * seconds / (2 * 4096**3))))
+
+
+def print_profile(row, *args):
+    """How much a row of ours computes beside products of matrices, and what takes its time."""
+    work, loader = get_ready(ours, row, *args)
+    work(loader)
+    loader.seconds = 0  # one batch
+    with FlopCounterMode(display=False) as counter:
+        work(loader)
+    operations = counter.get_total_flops() / (loader.count or len(args[2]))
+    loader.seconds = args[0]
+    computed, most = operations * rate(ours, row, *args), matrix_rate(loader.device, args[0])
+    share = f"{computed / 1e9:.4g} GFLOP/s, {computed / most:.2f} of what products of matrices have"
+    print(f"{ROWS[row]}: {operations / 1e9:.4g} GFLOP a photo, {share}")
+    loader.seconds = 0
+    with torch.profiler.profile() as profiler:
+        work(loader)
+    where = "cpu" if loader.device.type == "cpu" else "device"
+    print(profiler.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=12))
+
+
+def print_row(title, *jobs):
+    """A line of the table: the median of what each job gives, and the ratio of the first to it."""
+    rates = [[job() for job in jobs] for _ in range(REPEATS + 1)]  # the first turn warms up
+    numbers = [median(some) for some in zip(*rates[1:], strict=True)]
+    numbers += [numbers[0] / number for number in numbers[1:]]
+    print(f"{title:60}" + "".join(f"{number:10.4g}" for number in numbers), flush=True)
+
+
 def main(argv=None):
     """Measure as the flags in argv say; returns the exit code."""
     parser = get_args_parser(train.Settings, "bench.py")
     parser.description = __doc__.splitlines()[0]
     parser.add_argument("--photos", type=whole(1, 10**6), metavar="N", help="the first so many")
+    parser.add_argument("--beside", action="store_true", help="other programs' work, on a CPU")
+    parser.add_argument("--profile", action="store_true", help="what takes the time")
     given = read_flags(parser, sys.argv[1:] if argv is None else argv)
     given = train.RECIPES[given.get("recipe", train.RECIPE)] | given
-    count, settings = given.pop("photos", None), train.Settings(**given | {"save_every": 0})
+    if given.get("beside"):
+        given["device"] = "cpu"
+    count, beside, profiled = map(given.pop, ("photos", "beside", "profile"), (None, False, False))
+    settings = train.Settings(**given | {"save_every": 0})
     pairs = find_pairs(train.ROOT / settings.train_img_dir, train.ROOT / settings.train_mask_dir)
-    print(f"{'photos a second':40}{'ours':>10}{'classic':>10}{'ratio':>10}")
-    process = partial(Process, 1, mp_context=get_context("spawn"))  # threads do not survive a fork
-    with tempfile.TemporaryDirectory() as folder, process() as one, process() as two:
-        args = SECONDS, settings, tuple(pairs[:count]), Path(folder)
+    pairs = tuple(pairs[:count])
+    if profiled:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in ("step", "predict"):
+                print_profile(row, SECONDS, settings, pairs, Path(folder))
+        return 0
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        def process(initializer=None):
+            """One that is started anew: threads do not survive a fork."""
+            context = get_context("spawn")
+            return stack.enter_context(Process(1, context, initializer))
+
+        titles = ("ours", "spinning" if beside else "classic", "ratio")
+        print(f"{'photos a second':60}" + "".join(f"{title:>10}" for title in titles))
+        if beside:
+            args = 2 * SECONDS, settings, pairs[:16], folder
+            both = [(process(setup), process(setup)) for setup in (None, spin)]
+            for row, company in product(BESIDE, COMPANY):
+                jobs = [partial(rate_beside, company, *pair, row, *args) for pair in both]
+                print_row(f"{ROWS[row].partition(',')[0]}, {company}", *jobs)
+            return 0
+        args = SECONDS, settings, pairs, folder
+        ways = {ours: process(), classic: process()}
         for row, title in ROWS.items():
-            ways = {ours: one, classic: two} if row != "predict" else {ours: one}
-            turns = [ways.items()] * (REPEATS + 1)  # the first warms up
-            rates = [[p.submit(rate, w, row, *args).result() for w, p in turn] for turn in turns]
-            numbers = [median(some) for some in zip(*rates[1:], strict=True)]
-            numbers += [numbers[0] / number for number in numbers[1:]]
-            print(f"{title:40}" + "".join(f"{number:10.4g}" for number in numbers), flush=True)
+            if row == "compiled" and utils.pick_device(settings.device, tune=False).type == "cpu":
+                continue  # where it takes a minute and brings nothing
+            some = [ours] if row in ("compiled", "predict") else ways
+            print_row(title, *(partial(rate_in, ways[way], way, row, *args) for way in some))
     return 0
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from support.scores import label_map
+from support.scores import label_map, logit, predicted_masks
 from support.writing import save_picture, write_aside
-from utils import logit, predicted_masks
 
 EDGE = 0.1  # of a cut-out: wholly transparent below this probability, opaque above 1 - EDGE
 TINT = (40, 120, 255)  # of what the mask covers, in an overlay
