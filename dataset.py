@@ -245,9 +245,9 @@ def get_loaders(
     without, the transforms are applied to the photos at full size. Where `val_dir` is None,
     validation is drawn from the training photos by car or `group` (see car_id). With `crop`, photos
     are cached as they are; an epoch has as many squares of `crop` pixels as would cover them, and
-    validation has whole photos, one a batch. Where cached photos are only mirrored and take
-    at most a quarter of the free memory of a GPU, `device`, they are kept there. Raises BadInput
-    with all bad files.
+    validation has whole photos, one a batch. Where cached photos are only mirrored and take at most
+    a quarter of the free memory of a GPU, `device`, they are kept there. Raises BadInput with all
+    bad files.
     """
     decoded_size = None if crop else size
 

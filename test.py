@@ -115,6 +115,7 @@ def main(argv=None):
         if full_size or not cached:
             mask = read_mask(pair.mask, None if full_size else size, labels)
         transform = get_eval_transform(*photo.shape[:2], **checkpoint["normalization"])
+        # Copied, since an array from the map is read-only.
         return transform(image=photo)["image"], to_channels(np.array(mask), labels)
 
     def batches():

@@ -56,7 +56,6 @@ def test_the_same_numbers_come_out_of_half_of_the_cores():
     script = """
 import os, time, torch
 from support import cpu
-from support.pairs import cpu_count
 
 def gradient():
     torch.manual_seed(0)

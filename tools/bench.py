@@ -64,8 +64,8 @@ class Timed:
 
     dataset, sampler, count = range(10**9), dataset.EpochSampler(1, 0), 0
 
-    def __init__(self, loader, seconds, device):
-        self.loader, self.seconds, self.device = loader, seconds, device
+    def __init__(self, loader, seconds):
+        self.loader, self.seconds = loader, seconds
 
     def __len__(self):
         return len(self.dataset)  # an epoch without end
@@ -168,8 +168,7 @@ def get_ready(way, row, seconds, settings, pairs, folder):
         loader = DeviceLoader(photos, settings.batch_size, sampler, pixels, mirror)
     if row in ("step", "compiled"):
         loader = [[part.to(device) for part in next(iter(loader))]]
-    work = works.get("train" if row == "step" else row, exhaust)
-    return work, Timed(loader, seconds, device)
+    return works.get("train" if row == "step" else row, exhaust), Timed(loader, seconds)
 
 
 def rate(way, row, seconds, settings, pairs, folder):
@@ -211,33 +210,35 @@ def matrix_rate(device, seconds):
     """Operations a second of products of large matrices, in the type that networks compute in."""
     matrix = torch.ones(4096, 4096, device=device, dtype=utils.amp_dtype(device))
 
-    def multiply(count):
+    def time_of(count):
         start = time.perf_counter()
         for _ in range(count):
             product = matrix @ matrix
         product[0, 0].item()  # waits for a GPU
-        return 2 * 4096**3 * count / (time.perf_counter() - start)
+        return time.perf_counter() - start
 
-    multiply(1)  # warms up
-    return multiply(max(1, round(multiply(2) * seconds / (2 * 4096**3))))
+    time_of(1)  # warms up
+    count = max(1, round(2 * seconds / time_of(2)))
+    return 2 * 4096**3 * count / time_of(count)
 
 
-def print_profile(row, *args):
+def print_profile(row, seconds, settings, pairs, folder):
     """How much a row of ours computes beside products of matrices, and what takes its time."""
+    device, args = utils.pick_device(settings.device), (seconds, settings, pairs, folder)
     work, loader = get_ready(ours, row, *args)
     work(loader)
     loader.seconds = 0  # one batch
     with FlopCounterMode(display=False) as counter:
         work(loader)
-    operations = counter.get_total_flops() / (loader.count or len(args[2]))
-    loader.seconds = args[0]
-    computed, most = operations * rate(ours, row, *args), matrix_rate(loader.device, args[0])
+    operations = counter.get_total_flops() / (loader.count or len(pairs))
+    loader.seconds = seconds
+    computed, most = operations * rate(ours, row, *args), matrix_rate(device, seconds)
     share = f"{computed / 1e9:.4g} GFLOP/s, {computed / most:.2f} of what products of matrices have"
     print(f"{ROWS[row]}: {operations / 1e9:.4g} GFLOP a photo, {share}")
     loader.seconds = 0
     with torch.profiler.profile() as profiler:
         work(loader)
-    where = "cpu" if loader.device.type == "cpu" else "device"
+    where = "cpu" if device.type == "cpu" else "device"
     print(profiler.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=12))
 
 
@@ -258,19 +259,20 @@ def main(argv=None):
     parser.add_argument("--profile", action="store_true", help="what takes the time")
     given = read_flags(parser, sys.argv[1:] if argv is None else argv)
     given = train.RECIPES[given.get("recipe", train.RECIPE)] | given
-    if given.get("beside"):
+    count, beside = given.pop("photos", None), given.pop("beside", False)
+    profiled = given.pop("profile", False)
+    if beside:
         given["device"] = "cpu"
-    count, beside, profiled = map(given.pop, ("photos", "beside", "profile"), (None, False, False))
     settings = train.Settings(**given | {"save_every": 0})
     pairs = find_pairs(train.ROOT / settings.train_img_dir, train.ROOT / settings.train_mask_dir)
     pairs = tuple(pairs[:count])
-    if profiled:
-        with tempfile.TemporaryDirectory() as folder:
-            for row in ("step", "predict"):
-                print_profile(row, SECONDS, settings, pairs, Path(folder))
-        return 0
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        args = SECONDS, settings, pairs, folder
+        if profiled:
+            for row in ("step", "predict"):
+                print_profile(row, *args)
+            return 0
 
         def process(initializer=None):
             """One that is started anew: threads do not survive a fork."""
@@ -286,7 +288,6 @@ def main(argv=None):
                 jobs = [partial(rate_beside, company, *pair, row, *args) for pair in both]
                 print_row(f"{ROWS[row].partition(',')[0]}, {company}", *jobs)
             return 0
-        args = SECONDS, settings, pairs, folder
         ways = {ours: process(), classic: process()}
         for row, title in ROWS.items():
             if row == "compiled" and utils.pick_device(settings.device, tune=False).type == "cpu":
