@@ -10,9 +10,9 @@ import importlib
 import sys
 from pathlib import Path
 
-dependencies = "torch albumentations cv2 PIL numpy tqdm".split()
+dependencies = ["torch", "albumentations", "cv2", "PIL", "numpy", "tqdm"]
 HERE = Path(__file__).resolve().parent
-NAMES = {"predict", "utils", "dataset", "model", "support", "tools"}
+NAMES = {"predict", "utils", "dataset", "model", "support"}
 
 
 def import_predict():

@@ -24,17 +24,17 @@ from PIL import Image, ImageColor
 
 import utils
 from dataset import get_eval_transform
+from support import pictures
 from support.checkpoints import find_checkpoint
-from support.command_line import Parser, add_network_flags, between, run_script, whole
-from support.errors import BadInput, shown
+from support.command_line import Parser, add_network_flags, number_between, run_script, whole_number
+from support.errors import BadInput, display_path
 from support.images import open_image, photo_size, read_photo
 from support.pairs import cpu_count, in_threads, list_images
 from support.plots import palette
 from support.progress import ProgressBar
+from support.submission import Submission, encode
 from support.tiles import in_tiles
 from support.writing import save_picture
-from tools import pictures
-from tools.submission import Submission, encode
 
 ROOT = Path(__file__).resolve().parent
 KINDS = ("mask", "cutout", "background", "overlay", "probability")  # of pictures: car_mask.png
@@ -68,7 +68,7 @@ class Predictor:
         self.channels, self.threshold = facts["model"]["in_channels"], facts["threshold"]
         self.classes, self.crop = facts["classes"], facts["crop"]
         if self.crop and (height or width):
-            why = f"{shown(self.filename)} sees photos at their own size, in tiles"
+            why = f"{display_path(self.filename)} sees photos at their own size, in tiles"
             raise BadInput("--image-height and --image-width", why, "leave them out")
         own = facts["image_size"]
         self.size = None if self.crop else (height or own[0], width or own[1])
@@ -153,12 +153,17 @@ def get_args_parser():
     parser = Parser(prog="predict.py", description="Masks and cut-outs of photos.")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders, 'a/*.jpg'")
     group = parser.add_argument_group("network")
-    add, size = group.add_argument, {"type": whole(1, 16384), "metavar": "N"}
+    add, size = group.add_argument, {"type": whole_number(1, 16384), "metavar": "N"}
     which = "your best_checkpoint, else my_checkpoint, else the weights that ship"
     add("--checkpoint", metavar="FILE", help=f"of train.py or tools/export.py (default: {which})")
     add("--image-height", **size, help="photos are scaled to it (default: as in training)")
     add("--image-width", **size, help="likewise")
-    add("--threshold", type=between(0, 1), metavar="X", help="object is above this probability")
+    add(
+        "--threshold",
+        type=number_between(0, 1),
+        metavar="X",
+        help="object is above this probability",
+    )
     add_network_flags(group)
     add, bits = parser.add_argument_group("results").add_argument, {"const": 8, "choices": (8, 16)}
     add("--output", metavar="DIR", type=Path, help="folder for pictures (default: predictions)")
@@ -197,7 +202,7 @@ def find_photos(names):
 def check_names(photos, kinds, output):
     """Raises BadInput for photos whose results would have one name, or lie where photos are."""
     by_name = {Path(photo).stem: photo for photo in photos}
-    same = [shown(photo) for photo in photos if by_name[Path(photo).stem] != photo]
+    same = [display_path(photo) for photo in photos if by_name[Path(photo).stem] != photo]
     if same:
         what = "photos of the same name as others, which their results would have too"
         raise BadInput.listing(f"{what}: call for each folder apart, with its own --output", same)
@@ -275,7 +280,8 @@ def main(argv=None):
     utils.pick_device(args.device)  # sets this process up, which a Predictor by itself leaves alone
     network = Predictor(args.checkpoint, args.device, args.image_height, args.image_width, args.tta)
     if args.submission and len(network.classes) > 1:
-        reason = f"{shown(network.filename)} has {len(network.classes)} classes, the challenge one"
+        found = f"{len(network.classes)} classes, the challenge one"
+        reason = f"{display_path(network.filename)} has {found}"
         raise BadInput("--submission", reason, "leave it out")
     threshold, stat = args.threshold or network.threshold, os.stat(network.filename)
     made_by = (network.filename, stat.st_mtime_ns, network.size, threshold, args.tta)
@@ -291,11 +297,11 @@ def main(argv=None):
         mask = draw(photo, logits, todo[photo], threshold, args.background, args.probability)
         return rows and encode(mask)
 
-    where = shown(output if kinds else args.submission)
+    where = display_path(output if kinds else args.submission)
     tiles = f"in tiles of {network.crop}x{network.crop}"
     at = tiles if network.crop else f"at {network.size[0]}x{network.size[1]}"
     how = f"{at} on {network.device}, into {where}"
-    print(f"{shown(network.filename)}: {len(todo)} photos {how}", flush=True)
+    print(f"{display_path(network.filename)}: {len(todo)} photos {how}", flush=True)
     if len(todo) < len(photos):
         print(f"{len(photos) - len(todo)} are done already (--overwrite makes them again)")
     problems = []

@@ -22,8 +22,8 @@ import utils
 from dataset import VAL_FRACTION, get_eval_transform, split_by_car, to_channels
 from support import checkpoints
 from support.cache import Cache
-from support.command_line import Parser, add_network_flags, run_script, whole
-from support.errors import BadInput, nearby, printable, shown
+from support.command_line import Parser, add_network_flags, run_script, whole_number
+from support.errors import BadInput, display_path, printable, short_path
 from support.images import read_mask, read_photo
 from support.pairs import find_pairs, for_all
 from support.plots import save_csv, save_figure
@@ -43,7 +43,7 @@ def get_args_parser():
     add("--checkpoint", metavar="FILE", help="default: the best, else the latest, of --output-dir")
     add("--image-dir", metavar="DIR", help="photos (default: the run's own for validation)")
     add("--mask-dir", metavar="DIR", help="their masks")
-    number = {"type": whole(0, 65535), "metavar": "N", "help": "as in training"}
+    number = {"type": whole_number(0, 65535), "metavar": "N", "help": "as in training"}
     add("--mask-suffix", help="how their names end, or PHOTO=MASK (default: as in training)")
     add("--mask-value", nargs="+", **number)
     add("--ignore", **number)
@@ -64,7 +64,7 @@ def find_test_pairs(args, checkpoint):
         folders = {name: f"data/{folder}" for name, folder in FOLDERS.items()}
         folders["val_img_dir"] = (ROOT / folders["val_img_dir"]).is_dir() and "data/val_images"
     train, train_masks, val, val_masks = (
-        folders.get(name) and nearby(ROOT / str(folders[name])) for name in FOLDERS
+        folders.get(name) and short_path(ROOT / str(folders[name])) for name in FOLDERS
     )
     if folder := args.image_dir or val:
         pairs = find_pairs(folder, args.mask_dir or val_masks, suffix)
@@ -98,7 +98,7 @@ def main(argv=None):
     size, channels = tuple(checkpoint["image_size"]), checkpoint["model"]["in_channels"]
     folder, all_pairs, pairs = find_test_pairs(args, checkpoint)
     seen = f"{'in tiles of' if checkpoint['crop'] else 'at'} {size[0]}x{size[1]}"
-    print(f"{shown(filename)}: {len(pairs)} photos {seen} on {device}", flush=True)
+    print(f"{display_path(filename)}: {len(pairs)} photos {seen} on {device}", flush=True)
 
     labels = checkpoints.labels_of(checkpoint)
     changes = {"values": args.mask_value and tuple(args.mask_value), "ignore": args.ignore}
@@ -154,7 +154,7 @@ def main(argv=None):
         photo = (f"{title}: {names[index]}", image, mask, logits)
         panel = utils.panel_of(*photo, threshold, checkpoint["normalization"])
         save_picture(panel, pictures / f"test_{title}.png")
-    print(f"histogram of Dice, worst, median and best photo: {shown(pictures)}/test_*.png")
+    print(f"histogram of Dice, worst, median and best photo: {display_path(pictures)}/test_*.png")
     return 0
 
 

@@ -29,7 +29,7 @@ from support import advice, checkpoints, distributed, plots
 from support.cache import stable_hash
 from support.command_line import message_of, run_script
 from support.distributed import rank, world_size
-from support.errors import BadInput, nearby, printable, shown
+from support.errors import BadInput, display_path, printable, short_path
 from support.images import Labels
 from support.muon import Muon
 from support.pairs import cpu_count
@@ -417,10 +417,10 @@ def prepare(given, parser, device):
         if latest.exists():
             checkpoint, source = utils.load_checkpoint(latest), None
         else:
-            print(f"{shown(latest)}: no checkpoint to go on with, so this run starts afresh")
-    pretrained = utils.load_checkpoint(nearby(ROOT / source)) if source else {}
+            print(f"{display_path(latest)}: no checkpoint to go on with, so this run starts afresh")
+    pretrained = utils.load_checkpoint(short_path(ROOT / source)) if source else {}
     if source:
-        print(f"Starting from {shown(ROOT / source)}, with its network and size of photos")
+        print(f"Starting from {display_path(ROOT / source)}, with its network and size of photos")
     start = {}
     if "settings" not in checkpoint:
         with distributed.first_before_others():  # it may have to draw the demo
@@ -445,14 +445,16 @@ def prepare(given, parser, device):
     if run.history and rank() == 0:  # a kill may have come between the checkpoint and these
         plots.save_history(run.history, run.best, output)
     if run.epoch >= settings.num_epochs:
-        done = f"{shown(latest)} has been trained for {run.epoch} epochs: nothing is left to do"
+        done = (
+            f"{display_path(latest)} has been trained for {run.epoch} epochs: nothing is left to do"
+        )
         print(f"{done}; --load-model --epochs {2 * run.epoch} would go on")
         return None
     workers = min(8, cpu_count()) if device.type == "cuda" else 0
     folders = [getattr(settings, name) for name in FOLDERS]
     with distributed.first_before_others():  # it decodes the photos for all
         loaders = get_loaders(
-            *(folder and nearby(ROOT / folder) for folder in folders),
+            *(folder and short_path(ROOT / folder) for folder in folders),
             settings.batch_size,
             num_workers=workers if settings.num_workers is None else settings.num_workers,
             channels=settings.in_channels,
@@ -500,7 +502,7 @@ def main(argv=None, again=None):
             return 0
         run = parts[0]
         flags = argv if "--load-model" in argv else [*argv, "--load-model"]
-        again = again or [nearby(ROOT / "train.py"), *flags]
+        again = again or [short_path(ROOT / "train.py"), *flags]
         program = f"torchrun --nproc_per_node={world_size()}" if world_size() > 1 else "python"
         go_on = f"to go on: {program} {shlex.join(again)}"
         try:
@@ -508,7 +510,7 @@ def main(argv=None, again=None):
         except Stopped as stop:
             if rank() == 0:
                 place = f"step {run.progress.step} of epoch {run.epoch + 1}"
-                latest = shown(run.output / CHECKPOINT)
+                latest = display_path(run.output / CHECKPOINT)
                 print(f"Stopped; {latest} holds the run up to {place}\n{go_on}", file=sys.stderr)
             return 128 + stop.args[0]
         except (BadInput, MemoryError, OSError, RuntimeError) as problem:
@@ -521,8 +523,9 @@ def main(argv=None, again=None):
         if run.best["dice"] <= run.constant:
             print(advice.nothing_learned(run.settings, run.constant))
         for name in (BEST_CHECKPOINT, CHECKPOINT, "metrics.csv", "saved_images"):
-            print(f"  {shown(run.output / name)}")
-        print(f"  evaluate: python {shown(ROOT / 'test.py')} --output-dir {shown(run.output)}")
+            print(f"  {display_path(run.output / name)}")
+        test = display_path(ROOT / "test.py")
+        print(f"  evaluate: python {test} --output-dir {display_path(run.output)}")
     return 0
 
 

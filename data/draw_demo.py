@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from support.errors import BadInput, shown
+from support.errors import BadInput, display_path
 from support.progress import ProgressBar
 from support.settings import FOLDERS
 from support.signals import init_worker
@@ -56,7 +56,7 @@ SETTINGS = {
 def use_demo(folder):
     """Settings of a training on the demo set, which is drawn first if it is not there."""
     if not folder.exists():
-        print(f"No photos in data/: drawing a demo set into {shown(folder)}", flush=True)
+        print(f"No photos in data/: drawing a demo set into {display_path(folder)}", flush=True)
         try:
             make_demo(folder)
         except OSError as error:

@@ -25,7 +25,7 @@ from data.draw_demo import make_demo  # noqa: E402
 from dataset import split_by_car  # noqa: E402
 from support.cache import stable_hash  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
-from support.errors import BadInput, shown  # noqa: E402
+from support.errors import BadInput, display_path  # noqa: E402
 from support.pairs import Pair, for_all  # noqa: E402
 from support.settings import FOLDERS  # noqa: E402
 from support.writing import check_output  # noqa: E402
@@ -51,7 +51,9 @@ def prepare_carvana(source, target=DATA):
     photos = list_source(source, "train", r"\.jpg")
     masks = list_source(source, "train_masks", r"_mask\.gif")
     if alone := sorted(photos.keys() ^ masks.keys()):
-        raise BadInput.listing(f"{shown(source)}: photos and masks do not pair: {AGAIN}", alone)
+        raise BadInput.listing(
+            f"{display_path(source)}: photos and masks do not pair: {AGAIN}", alone
+        )
     pairs = [Pair(name, f"{name}.jpg", f"{name}_mask.gif") for name in sorted(photos)]
     train, val = split_by_car(pairs)
     sides = dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
@@ -71,7 +73,7 @@ def prepare_carvana(source, target=DATA):
     for folder in reversed(FOLDERS.values()):
         os.replace(aside / folder, target / folder)
     aside.rmdir()
-    print(f"{shown(target)}: {len(train)} pairs for training, {len(val)} for validation")
+    print(f"{display_path(target)}: {len(train)} pairs for training, {len(val)} for validation")
 
 
 # The challenge's files ----------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def main(argv=None):
         raise BadInput(args.output_dir, "exists already", "remove it to draw it again")
     else:
         make_demo(args.output_dir)
-        print(f"{shown(args.output_dir)}: photos and masks are drawn; now python train.py")
+        print(f"{display_path(args.output_dir)}: photos and masks are drawn; now python train.py")
     return 0
 
 

@@ -47,7 +47,7 @@ def mask_facts(pairs, size, labels):
         small = mask if size is None else read_mask(pair.mask, size, labels)
         dices = []
         for number in np.unique(mask[labels.objects(mask)]):
-            share = small / np.float32(255) if labels.shares else np.float32(small == number)
+            share = small / np.float32(255) if labels.is_soft_mask else np.float32(small == number)
             scaled_back, true = cv2.resize(share, mask.shape[::-1]) > 0.5, mask == number
             dices.append(2 * (true & scaled_back).sum() / (true.sum() + scaled_back.sum()))
         return labels.objects(mask).mean(), np.mean(dices or [1])

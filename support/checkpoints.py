@@ -7,7 +7,7 @@ import zipfile
 
 import torch
 
-from support.errors import BadInput, nearby, printable
+from support.errors import BadInput, printable, short_path
 from support.images import MAX_CLASSES, Labels
 from support.muon import Muon, moment_names
 
@@ -45,7 +45,7 @@ def read_checkpoint(filename):
 
 def find_checkpoint(*candidates):
     """The first of these paths that exists, else the last."""
-    return nearby(next((path for path in candidates if path.exists()), candidates[-1]))
+    return short_path(next((path for path in candidates if path.exists()), candidates[-1]))
 
 
 def network_arguments(weights):

@@ -13,7 +13,7 @@ import sys
 import torch
 from PIL import Image
 
-from support.errors import BadInput, printable, shown
+from support.errors import BadInput, display_path, printable
 from support.signals import Stopped, handling, stop_now
 
 
@@ -24,12 +24,12 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(self.prog, printable(message), "--help lists the flags")
 
 
-def whole(least, most):
+def whole_number(least, most):
     """An argparse type: a whole number within bounds."""
     return number(int, lambda n: least <= n <= most, f"whole number from {least} to {most}")
 
 
-def between(low, high):
+def number_between(low, high):
     """An argparse type: a number between two others, neither of them included."""
     return number(float, lambda x: low < x < high, f"number between {low} and {high}")
 
@@ -56,7 +56,7 @@ def regular_expression(text):
 
 def add_network_flags(group):
     """The flags of scripts that only use a network: how it is run on photos."""
-    add, count = group.add_argument, {"type": whole(1, 65536), "default": 4, "metavar": "N"}
+    add, count = group.add_argument, {"type": whole_number(1, 65536), "default": 4, "metavar": "N"}
     add("--tta", action="store_true", help="mean over each photo and its mirror image")
     add("--batch-size", help="photos at once (default: 4; a GPU may want more)", **count)
     add("--device", default="auto", help="cuda, mps or cpu (default: auto)")
@@ -78,7 +78,7 @@ def message_of(problem):
     if "DataLoader worker" in text:
         return "a process that loads data was killed, as when memory is short: try --num-workers 0"
     if isinstance(problem, OSError) and problem.strerror:
-        where = shown(problem.filename) if problem.filename else "the output"
+        where = display_path(problem.filename) if problem.filename else "the output"
         return f"{where}: {problem.strerror}: check that it is there, allowed and has room"
     raise problem
 

@@ -18,7 +18,7 @@ class BadInput(Exception):
         self.path, self.reason, self.remedy = path, reason, remedy
 
     def __str__(self):
-        path = None if self.path is None else shown(self.path)
+        path = None if self.path is None else display_path(self.path)
         return ": ".join(part for part in (path, self.reason, self.remedy) if part)
 
     @classmethod
@@ -29,16 +29,16 @@ class BadInput(Exception):
         return cls(None, f"{what} ({len(problems)}):{lines}")
 
 
-def nearby(path):
+def short_path(path):
     """A path as short as it can be typed from here."""
     with contextlib.suppress(ValueError):  # on another of Windows' drives
         return min(str(path), os.path.relpath(path or "."), key=len)
     return str(path)
 
 
-def shown(path):
+def display_path(path):
     """A path for a message: as short as it can be typed from here, and on one line."""
-    return printable(nearby(path))
+    return printable(short_path(path))
 
 
 def printable(text):

@@ -34,13 +34,13 @@ class Labels:
             raise BadInput("--mask-value", reason, "give one for each, in the order of --classes")
 
     @property
-    def shares(self):
+    def is_soft_mask(self):
         """Whether masks hold the object's share of each pixel, 0 to 255, and no classes."""
         return self.classes == 1 and self.ignore is None
 
     def objects(self, mask):
         """Where a mask that was read, (H, W), shows an object: half of a pixel at least."""
-        return mask > 127 if self.shares else (mask > 0) & (mask != IGNORED)
+        return mask > 127 if self.is_soft_mask else (mask > 0) & (mask != IGNORED)
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def read_mask(path, size=None, labels=Labels(), counts=None):
     with open_image(path) as image:
         counts = None if image.format == "JPEG" else counts  # its noise is no classes
         ImageOps.exif_transpose(image, in_place=True)
-        if not labels.shares:
+        if not labels.is_soft_mask:
             mask = label_mask(image, path, labels, counts)
             return mask if size is None else largest_share(mask, size)
         if labels.values:
@@ -185,7 +185,7 @@ def palette_mask(image, path, counts):
     colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
     table = np.zeros(256, np.uint8)
     if (colours[used] == colours[used, :1]).all():
-        table[used] = cut(colours[used, 0])
+        table[used] = binarize(colours[used, 0])
         if len(used) > 2 or (colours[used, 0] == used).all():
             count_values(colours[:, 0][np.asarray(image)], counts)
     elif len(used) <= 2:
@@ -208,7 +208,7 @@ def level_mask(image, path, counts):
     middle = (levels > top // 4) & (levels < top - top // 4)
     if middle.mean() > 0.5 and len(np.unique(levels)) > 2:
         raise no_mask(path, "shades of grey in most places")
-    return Image.fromarray(cut(levels, top // 2) * np.uint8(255))
+    return Image.fromarray(binarize(levels, top // 2) * np.uint8(255))
 
 
 def raw_levels(image, path, tint=0):
@@ -229,7 +229,7 @@ def raw_levels(image, path, tint=0):
     return rgb[1]
 
 
-def cut(levels, at=127):
+def binarize(levels, at=127):
     """Grey levels as 0 and 1, uint8: 0/1 masks as they are, others cut at the middle."""
     return levels.astype(np.uint8) if levels.max() <= 1 else (levels > at).astype(np.uint8)
 

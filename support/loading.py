@@ -17,7 +17,7 @@ def to_channels(mask, labels):
     """Masks (..., H, W), as read_mask gives them, as one channel a class: (..., K, H, W), float32,
     0 and 1, between them where a single class was shrunk, -1 in all channels where IGNORED."""
     mask = torch.as_tensor(mask).unsqueeze(-3)
-    if labels.shares:
+    if labels.is_soft_mask:
         return mask / torch.full((), 255.0, device=mask.device)  # CUDA rounds otherwise by a number
     classes = torch.arange(1, labels.classes + 1, device=mask.device).view(-1, 1, 1)
     return (mask == classes).float().masked_fill_(mask == IGNORED, -1)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from support.errors import BadInput, printable, shown
+from support.errors import BadInput, display_path, printable
 from support.images import FORMATS, Labels, open_image, read_mask, read_photo, upright_size
 from support.progress import ProgressBar
 
@@ -37,7 +37,9 @@ def find_pairs(image_dir, mask_dir, mask_suffix=None):
     """
     pairs, problems = pair_up(image_dir, mask_dir, mask_suffix)
     if problems:
-        what = f"photos in {shown(image_dir)} and masks in {shown(mask_dir)} do not pair"
+        what = (
+            f"photos in {display_path(image_dir)} and masks in {display_path(mask_dir)} do not pair"
+        )
         raise BadInput.listing(what, problems)
     for _ in for_all(check_header, pairs, "checking headers"):
         pass
@@ -53,7 +55,7 @@ def pair_up(image_dir, mask_dir, mask_suffix=None):
     pairs, problems = match(photos, masks, mask_dir, mask_suffix)
     others, left = match(masks, photos, image_dir, mask_suffix)
     if len(others) > len(pairs) + len(left):
-        swapped = f"holds masks, and {shown(mask_dir)} photos"
+        swapped = f"holds masks, and {display_path(mask_dir)} photos"
         raise BadInput(image_dir, swapped, "swap the two folders")
     if len(problems) >= len(pairs):  # not some odd files, but another way of naming them
         remedy = guess_suffix(photos, masks, mask_dir, len(pairs) - len(problems))
@@ -93,7 +95,7 @@ def match(photos, masks, mask_dir, mask_suffix):
         masks, endings = named_as(mask, masks), ("",)
         photos = named_as(photo[0] if photo else "*", photos, set(chain(*masks.values())))
     pairs, problems, unused = [], [], dict(masks)
-    missing = f"no mask in {shown(mask_dir)}"
+    missing = f"no mask in {display_path(mask_dir)}"
     for name, paths in sorted(photos.items()):
         partners = [path for ending in endings for path in unused.pop(name + ending, [])]
         if len(paths) == len(partners) == 1:
@@ -102,7 +104,7 @@ def match(photos, masks, mask_dir, mask_suffix):
             problems.append(BadInput(paths[0], missing, "add it, or remove the photo"))
         else:
             first, *others = sorted(paths + partners)
-            beside = f"beside {', '.join(map(shown, others))}"
+            beside = f"beside {', '.join(map(display_path, others))}"
             remedy = "one photo and one mask were expected: remove the others"
             problems.append(BadInput(first, beside, remedy))
     for path in chain(*unused.values()) if mask_suffix is None else ():  # else others' masks
@@ -172,7 +174,8 @@ def check_header(pair):
     with open_image(pair.photo) as photo, open_image(pair.mask) as mask:
         (width, height), mask_size = upright_size(photo), upright_size(mask)
     if (width, height) != mask_size:
-        both = f"{width}x{height}, but its mask {shown(pair.mask)} is {mask_size[0]}x{mask_size[1]}"
+        mask = f"its mask {display_path(pair.mask)} is {mask_size[0]}x{mask_size[1]}"
+        both = f"{width}x{height}, but {mask}"
         raise BadInput(pair.photo, both, "make one of them again, or remove both")
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import typing
 
-from support.command_line import Parser, between, regular_expression, whole
+from support.command_line import Parser, number_between, regular_expression, whole_number
 from support.errors import BadInput
 from support.images import MAX_CLASSES
 
@@ -55,9 +55,9 @@ def get_args_parser(settings, prog):
         if field.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif int in kinds:
-            options |= {"type": whole(*facts["bounds"]), "metavar": "N"}
+            options |= {"type": whole_number(*facts["bounds"]), "metavar": "N"}
         elif float in kinds:
-            options |= {"type": between(0, math.inf), "metavar": "X"}
+            options |= {"type": number_between(0, math.inf), "metavar": "X"}
         elif field.name.endswith("_dir"):
             options["metavar"] = "DIR"
         elif field.name == "group":

@@ -7,7 +7,7 @@ import secrets
 import time
 from pathlib import Path
 
-from support.errors import BadInput, shown
+from support.errors import BadInput, display_path
 
 
 @contextlib.contextmanager
@@ -71,6 +71,6 @@ def move_aside(output, names):
         old_pictures.mkdir(exist_ok=True)
         path.rename(old_pictures / path.name)
     print(
-        f"An earlier run's files in {shown(output)} are now called *{suffix}; to go on with that "
-        "run instead, stop, rename them back and add --load-model"
+        f"An earlier run's files in {display_path(output)} are now called *{suffix}; to resume "
+        "that run instead, stop, rename them back and add --load-model"
     )

@@ -24,7 +24,7 @@ import train
 from data import prepare
 from dataset import get_loaders
 from predict import Predictor
-from support.errors import BadInput, shown
+from support.errors import BadInput, display_path
 from support.images import read_mask, read_photo
 from support.pairs import find_pairs
 from tools import check_data
@@ -217,7 +217,7 @@ def test_a_message_says_where_what_is_wrong_and_what_to_do(case, call):
         assert places == sorted(places)
     if "\n" not in told:
         where, what, do = told.split(" | ")
-        assert shown(problem.path).startswith(where)
+        assert display_path(problem.path).startswith(where)
         assert problem.reason.startswith(what) and problem.remedy.startswith(do)
 
 

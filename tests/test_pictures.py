@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.pictures import EDGE, cut_out, grey, in_front_of, opacity, overlay, save_mask
 from support.scores import logit
-from tools.pictures import EDGE, cut_out, grey, in_front_of, opacity, overlay, save_mask
 
 PHOTO = Image.fromarray(np.full((2, 4, 3), (200, 100, 50), np.uint8))
 LOGITS = np.array([[-20, -1, 0, 20]] * 2, np.float32)

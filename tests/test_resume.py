@@ -14,7 +14,7 @@ from conftest import ROOT, SMALL, assert_refused, assert_same_run, rows, start, 
 
 import train
 import utils
-from support.errors import shown
+from support.errors import display_path
 from tools import recipe
 from train import Run, Settings
 from utils import BEST_CHECKPOINT, CHECKPOINT, load_checkpoint
@@ -73,7 +73,7 @@ def test_stages_of_the_recipe_follow_each_other_and_go_on_where_they_stopped(cal
         code, out, err = call(recipe.main, *flags, tmp_path / "parts")
     assert code == 143 and out.count("train.py --recipe better ") == 2, err
     assert "tools/recipe.py --data-dir " in err and "--load-model" not in err
-    assert f"Starting from {shown(tmp_path / 'parts' / 'stage1' / BEST_CHECKPOINT)}" in out
+    assert f"Starting from {display_path(tmp_path / 'parts' / 'stage1' / BEST_CHECKPOINT)}" in out
     with steps() as taken:
         code = call(recipe.main, *flags, tmp_path / "parts")[0]
     assert code == 0 and len(taken) == 7

@@ -9,7 +9,7 @@ from conftest import ROOT, write_pairs
 
 import predict
 from support.images import read_mask
-from tools.submission import Submission, decode, encode
+from support.submission import Submission, decode, encode
 
 MASK = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1]])
 

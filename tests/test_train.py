@@ -83,7 +83,7 @@ def test_an_earlier_run_is_moved_aside_never_overwritten(fit, data, tmp_path):
     run, contents = tmp_path / "run", []
     for seed in range(3):
         code, out, _ = fit("run", "--epochs", 1, "--seed", seed)
-        assert code == 0 and ("to go on with that run instead" in out) == (seed > 0)
+        assert code == 0 and ("to resume that run instead" in out) == (seed > 0)
         contents.append((run / CHECKPOINT).read_bytes())
     assert (run / f"{CHECKPOINT}.previous").read_bytes() == contents[0]
     assert (run / f"{CHECKPOINT}.2.previous").read_bytes() == contents[1]

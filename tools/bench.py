@@ -37,7 +37,7 @@ import train  # noqa: E402
 import utils  # noqa: E402
 from model import UNet  # noqa: E402
 from support.cache import Cache  # noqa: E402
-from support.command_line import run_script, whole  # noqa: E402
+from support.command_line import run_script, whole_number  # noqa: E402
 from support.cpu import INTERVAL  # noqa: E402
 from support.loading import DeviceLoader, copy_to  # noqa: E402
 from support.pairs import cpu_count, find_pairs  # noqa: E402
@@ -254,7 +254,9 @@ def main(argv=None):
     """Measure as the flags in argv say; returns the exit code."""
     parser = get_args_parser(train.Settings, "bench.py")
     parser.description = __doc__.splitlines()[0]
-    parser.add_argument("--photos", type=whole(1, 10**6), metavar="N", help="the first so many")
+    parser.add_argument(
+        "--photos", type=whole_number(1, 10**6), metavar="N", help="the first so many"
+    )
     parser.add_argument("--beside", action="store_true", help="other programs' work, on a CPU")
     parser.add_argument("--profile", action="store_true", help="what takes the time")
     given = read_flags(parser, sys.argv[1:] if argv is None else argv)

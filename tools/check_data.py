@@ -32,13 +32,13 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
 from dataset import car_id, split_by_car  # noqa: E402
 from support import advice, images  # noqa: E402
-from support.command_line import Parser, regular_expression, run_script, whole  # noqa: E402
+from support.command_line import Parser, regular_expression, run_script, whole_number  # noqa: E402
 from support.errors import BadInput, printable  # noqa: E402
 from support.pairs import Pair, check_header, for_all, in_threads, pair_up, read_pair  # noqa: E402
+from support.pictures import overlay  # noqa: E402
 from support.plots import palette  # noqa: E402
 from support.settings import class_names  # noqa: E402
 from support.writing import check_output, save_picture  # noqa: E402
-from tools.pictures import overlay  # noqa: E402
 from utils import pick_device  # noqa: E402
 
 SIDE = 240  # pixels of a photo's longer side, for comparing its edges with the mask's outline
@@ -107,7 +107,7 @@ def measure(pair, labels):
         mask = images.read_mask(pair.mask, None, labels, counts)
     except BadInput as problem:
         return Measures(pair, problem, counts, sizes)
-    numbers = [255] if labels.shares else range(1, labels.classes + 1)
+    numbers = [255] if labels.is_soft_mask else range(1, labels.classes + 1)
     pixels = [int(np.count_nonzero(mask == number)) for number in numbers]
     small = Image.fromarray(labels.objects(mask) * np.uint8(255))
     small = np.asarray(small.resize((width, height), Image.Resampling.BOX, reducing_gap=1.0))
@@ -330,7 +330,7 @@ def draw_tile(measures, reasons, labels):
 def get_args_parser():
     """The flags of check_data.py."""
     parser = Parser("check_data.py", None, __doc__, formatter_class=RawDescriptionHelpFormatter)
-    add, values = parser.add_argument, {"type": whole(0, 65535), "metavar": "N"}
+    add, values = parser.add_argument, {"type": whole_number(0, 65535), "metavar": "N"}
     add("images", metavar="IMAGES", help="folder of photos")
     add("masks", metavar="MASKS", help="folder of their masks")
     add("--val-img-dir", metavar="DIR", help="validation photos")

@@ -31,9 +31,9 @@ import utils  # noqa: E402
 from data.draw_demo import draw_car  # noqa: E402
 from predict import Predictor, find_photos, load_onnx  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
-from support.errors import BadInput, shown  # noqa: E402
+from support.errors import BadInput, display_path  # noqa: E402
+from support.pictures import find_objects, sigmoid  # noqa: E402
 from support.writing import check_output, write_aside  # noqa: E402
-from tools.pictures import find_objects, sigmoid  # noqa: E402
 
 VERSION = "1.1"
 OPSET = 18
@@ -183,7 +183,9 @@ def main(argv=None):
                 answers = compare(checkpoint, file.name, network, photos)
                 result = check_answers(answers, network.threshold, args.fp16)
     size = args.output.stat().st_size / 1e6
-    print(f"{shown(network.filename)} as {shown(args.output)}, {size:.1f} MB; {result}")
+    print(
+        f"{display_path(network.filename)} as {display_path(args.output)}, {size:.1f} MB; {result}"
+    )
     return 0
 
 

@@ -18,7 +18,7 @@ import utils  # noqa: E402
 from dataset import split_by_car  # noqa: E402
 from support import distributed, settings  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
-from support.errors import BadInput, nearby, shown  # noqa: E402
+from support.errors import BadInput, display_path, short_path  # noqa: E402
 from support.pairs import pair_up  # noqa: E402
 
 WIDE, NARROW = "--features 16 32 64 96 128 128", "--features 8 16 32 64 96 96"
@@ -68,8 +68,8 @@ def main(argv=None):
             words = ["--recipe", "better", *network, *stage.split(), "--epochs", str(epochs)]
             words += [*flags, *start, "--output-dir", str(folder), "--load-model"]
             with distributed.first_before_others():  # it wrote what they start from
-                print(f"Stage in {shown(folder)}: train.py {shlex.join(words)}", flush=True)
-            if code := train.main(words, again=[nearby(Path(__file__)), *argv]):
+                print(f"Stage in {display_path(folder)}: train.py {shlex.join(words)}", flush=True)
+            if code := train.main(words, again=[short_path(Path(__file__)), *argv]):
                 return code
             network, start = [], ["--pretrained", str(folder / utils.BEST_CHECKPOINT)]
     return 0
