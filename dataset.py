@@ -3,9 +3,11 @@
 find_pairs -> split_by_car -> Cache -> CarvanaDataset -> get_loaders -> batches
 """
 
+import math
 import os
 import random
 import re
+from functools import partial
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before its import, or each start asks the network
 
@@ -16,26 +18,31 @@ import torch
 from albumentations.pytorch import ToTensorV2
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from support.cache import BINARY, Cache, decode_all, stable_hash
+from support.cache import decode_once, stable_hash
 from support.distributed import rank, world_size
 from support.errors import BadInput
 from support.images import photo_size, random_crop
-from support.loading import DeviceLoader, copy_to, make_loader, to_channels
+from support.loading import make_loader, to_channels
+from support.masks import BINARY
 from support.pairs import check_header, find_pairs, read_pair
 
-VAL_FRACTION = 0.1  # share of the cars held out where there is no validation folder
+VAL_FRACTION = 0.1  # share of the cars that is held out if there is no validation folder
 
 # Transforms ---------------------------------------------------------------------------------------
 
-MEAN, STD, MAX_PIXEL_VALUE = 0.0, 1.0, 255.0  # the classic normalization: photos from 0 to 1
+# The classic normalization, which gives photos from 0 to 1.
+MEAN = 0.0
+STD = 1.0
+MAX_PIXEL_VALUE = 255.0
+NORMALIZATION = {"mean": MEAN, "std": STD, "max_pixel_value": MAX_PIXEL_VALUE}
 
 # What `--augment` does to a photo and its mask: lists to read and to edit.
 AUGMENTATIONS = {
-    # The recipe of the tutorials: turned up to 35 degrees, mirrored, now and then upside down.
+    # The tutorials' recipe: rotated by up to 35 degrees, mirrored, sometimes upside down.
     "classic": [A.Rotate(limit=35, p=1.0), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.1)],
-    # For objects that always stand upright, as cars do, and short trainings.
+    # For objects that always stand upright, as cars do, and for short trainings.
     "flip": [A.HorizontalFlip(p=0.5)],
-    # For few photos: also moved, scaled, in other light and colours, noisy or blurred.
+    # For few photos: also shifted, scaled, in other light and colours, noisy or blurred.
     "strong": [
         A.HorizontalFlip(p=0.5),
         A.Affine(
@@ -52,13 +59,21 @@ AUGMENTATIONS = {
 
 
 def get_eval_transform(
-    height, width, mean=MEAN, std=STD, max_pixel_value=MAX_PIXEL_VALUE, augmentation=()
+    height=None,
+    width=None,
+    mean=MEAN,
+    std=STD,
+    max_pixel_value=MAX_PIXEL_VALUE,
+    augmentation=(),
 ):
-    """What evaluation and prediction do to a photo (H, W, C) and its mask (H, W), both uint8."""
+    """What evaluation and prediction do to a photo (H, W, C) and its mask (H, W), both uint8.
+
+    Without height and width both keep their size.
+    """
     # Masks are shrunk by area: OpenCV's nearest neighbour shifts them by up to half a step.
-    resize = A.Resize(height, width, mask_interpolation=cv2.INTER_AREA)
+    resize = [A.Resize(height, width, mask_interpolation=cv2.INTER_AREA)] if height else []
     normalize = A.Normalize(mean, std, max_pixel_value)
-    return A.Compose([resize, *augmentation, normalize, ToTensorV2()])
+    return A.Compose([*resize, *augmentation, normalize, ToTensorV2()])
 
 
 def get_train_transform(height, width, augment="classic", **normalization):
@@ -70,29 +85,33 @@ def get_train_transform(height, width, augment="classic", **normalization):
 
 
 def car_id(name, group=None):
-    """What stays on one side of the split: what the first group of the regular expression `group`
-    finds in a photo's name, else the car of `<12 hex digits>_<01..16>`, as the challenge names its
-    photos; of any other name, the name itself."""
+    """The id of the car, or other group, that a photo's name belongs to, in lower case.
+
+    With `group`, a regular expression, it is what its first group finds in the name; otherwise the
+    car of `<12 hex digits>_<01..16>`, as the challenge names its photos; else the name itself.
+    """
     found = re.search(group, name) if group else None
     found = found or re.fullmatch(r"([0-9a-f]{12})_(0[1-9]|1[0-6])", name.lower())
     return (found and found[1] or name).lower()
 
 
 def split_by_car(pairs, fraction=VAL_FRACTION, group=None):
-    """(training pairs, validation pairs): a car is in one of them, with all its views.
+    """(training pairs, validation pairs): each car is in one of them, with all its views.
 
-    A car is held out where the hash of its id is below `fraction`, so neither the seed nor photos
-    added later move it. Each side gets at least one car. Raises BadInput where there is only one.
+    A car is held out if the hash of its id is below `fraction`, so neither the seed nor photos
+    added later move it. Each side gets at least one car. Raises BadInput if there is only one.
     """
-    cars = {pair: car_id(pair.name, group) for pair in pairs}
-    place = {car: stable_hash(car) / 2**64 for car in set(cars.values())}
-    if len(place) < 2:
+    car_of = {pair: car_id(pair.name, group) for pair in pairs}
+    place_of = {car: stable_hash(car) / 2**64 for car in set(car_of.values())}
+    if len(place_of) < 2:
         only = "the only car or photo there is, and validation needs another"
         raise BadInput(pairs[0].photo, only, "add photos, or a folder of validation photos")
-    first, *_, last = sorted(place, key=place.get)
-    held_out = ({car for car in place if place[car] < fraction} | {first}) - {last}
-    validation = [pair for pair in pairs if cars[pair] in held_out]
-    return [pair for pair in pairs if cars[pair] not in held_out], validation
+    first, *_, last = sorted(place_of, key=place_of.get)
+    below = {car for car, place in place_of.items() if place < fraction}
+    held_out = (below | {first}) - {last}
+    training = [pair for pair in pairs if car_of[pair] not in held_out]
+    validation = [pair for pair in pairs if car_of[pair] in held_out]
+    return training, validation
 
 
 # The data set -------------------------------------------------------------------------------------
@@ -114,7 +133,7 @@ class CarvanaDataset(Dataset):
         crop: side of the square, in pixels, that is cut out at random before the transform.
 
     Item `i`, or `(epoch, i)`: image (C, H, W), float32 and normalized, and mask (K, H, W) for K
-    classes, float32, see to_channels. Raises BadInput for files that are bad.
+    classes, float32, see to_channels. Raises BadInput for bad files.
     """
 
     def __init__(
@@ -131,38 +150,38 @@ class CarvanaDataset(Dataset):
         crop=None,
     ):
         self.pairs = find_pairs(image_dir, mask_dir) if pairs is None else pairs
-        self.transform = transform or (get_eval_transform(*size) if size else None)
-        self.size, self.channels, self.seed, self.cache = size, channels, seed, cache
-        self.labels, self.crop = labels, crop
+        self.transform = transform or get_eval_transform(*(size or (None, None)))
+        self.size = size
+        self.channels = channels
+        self.seed = seed
+        self.cache = cache
+        self.labels = labels
+        self.crop = crop
 
     def __len__(self):
         return len(self.pairs)
 
     def __getitem__(self, key):
-        photo, mask = self.read(self.pair_of(key))
-        if self.crop:
-            photo, mask = random_crop(photo, mask, self.crop, self.random_state(key)[1])
-        transform = self.transform or get_eval_transform(*mask.shape)
-        if hasattr(transform, "set_random_state"):
-            # One stream for all steps: set_random_seed would start the same one in each of them.
-            transform.set_random_state(*self.random_state(key))
-        # Copied, since arrays from Pillow and from the map are read-only.
-        result = transform(image=np.array(photo), mask=np.array(mask))
-        image, mask = result["image"], result["mask"]
-        if isinstance(image, np.ndarray):  # a transform of the caller's without ToTensorV2
-            image = torch.from_numpy(image).permute(2, 0, 1)
-        return image.float(), to_channels(mask, self.labels)
-
-    def pair_of(self, key):
-        """The pair of an item."""
-        return self.pairs[key[1] if isinstance(key, tuple) else key]
-
-    def random_state(self, key):
-        """NumPy's and Python's generators of what is random about an item."""
         # The epoch comes with the index: a worker that lives on would not see an attribute change.
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        photo, mask = self.read(self.pairs[index])
+        numpy_random, python_random = self.random_generators(epoch, index)
+        if self.crop:
+            photo, mask = random_crop(photo, mask, self.crop, python_random)
+        if hasattr(self.transform, "set_random_state"):
+            # One stream for all steps: set_random_seed would start the same one in each of them.
+            self.transform.set_random_state(numpy_random, python_random)
+        # Copied, since arrays from Pillow and from the memory map are read-only.
+        result = self.transform(image=np.array(photo), mask=np.array(mask))
+        image = result["image"]
+        if isinstance(image, np.ndarray):  # the caller's transform has no ToTensorV2
+            image = torch.from_numpy(image).permute(2, 0, 1)
+        return image.float(), to_channels(result["mask"], self.labels)
+
+    def random_generators(self, epoch, index):
+        """NumPy's and Python's generators for what is random about an item in an epoch."""
         text = f"{self.seed} {epoch} {self.pairs[index].name}"
-        # A photo of many crops comes many times an epoch.
+        # With crops, a photo comes several times an epoch.
         seed = stable_hash(f"{text} {index}" if self.crop else text)
         return np.random.default_rng(seed), random.Random(seed)
 
@@ -174,7 +193,7 @@ class CarvanaDataset(Dataset):
         return read_pair(pair, self.size, self.channels, self.labels)
 
     def __getitems__(self, keys):
-        """A batch's items; in a worker, which cannot raise it whole, a BadInput in their place."""
+        """A batch's items. A worker, which cannot raise a whole BadInput, returns it instead."""
         try:
             return [self[key] for key in keys]
         except BadInput as problem:
@@ -191,16 +210,21 @@ class CarvanaDataset(Dataset):
 class EpochSampler(Sampler):
     """Yields (epoch, index), in an order that is a function of the seed and the epoch.
 
-    Of several processes each takes every n-th: their batches together are those of one process. The
-    first few come again where it does not come out even (see support.distributed.own_part).
+    With n processes each takes every n-th index, so their batches together are those of one
+    process. The first indices are repeated where that does not come out even (see
+    support.distributed.drop_repeats).
     """
 
     def __init__(self, length, seed):
-        self.length, self.seed, self.epoch, self.start = length, seed, 0, 0
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
 
     def set_epoch(self, epoch, start=0):
         """Draw this epoch's order from now on, without its first `start` photos."""
-        self.epoch, self.start = epoch, start
+        self.epoch = epoch
+        self.start = start
 
     def __iter__(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
@@ -236,62 +260,56 @@ def get_loaders(
     labels=BINARY,
     group=None,
     crop=None,
-    device=None,
 ):
     """(training loader, validation loader); the first one's `sampler.set_epoch` starts an epoch.
 
     With `size`, (height, width), photos are decoded once into a cache beside them (or in
     `cache_dir`), and a transform left out is the default one, with the augmentation `augment`;
-    without, the transforms are applied to the photos at full size. Where `val_dir` is None,
-    validation is drawn from the training photos by car or `group` (see car_id). With `crop`, photos
-    are cached as they are; an epoch has as many squares of `crop` pixels as would cover them, and
-    validation has whole photos, one a batch. Where cached photos are only mirrored and take at most
-    a quarter of the free memory of a GPU, `device`, they are kept there. Raises BadInput with all
-    bad files.
+    without, the transforms are applied to photos at full size. If `val_dir` is None, validation is
+    drawn from the training photos by car or `group` (see car_id). With `crop`, photos are cached
+    as they are; an epoch has as many squares of `crop` pixels as would cover them, and validation
+    has whole photos, one per batch. Raises BadInput that lists all bad files.
     """
-    decoded_size = None if crop else size
-
-    def first_pass(pairs, image_dir):
-        """Decode all pairs once, so that all bad files are known together; a Cache, or None."""
-        if size and cache:
-            decoded = Cache(pairs, decoded_size, channels, image_dir, cache_dir, labels)
-            decoded.build()
-            return decoded
-        what = pairs, decoded_size, channels, "checking each photo", labels
-        for _ in decode_all(*what) if size else ():
-            pass
-
-    def loader_of(pairs, transform, decoded, sampler, batch_size, crop):
-        photos = decoded_size, channels, seed, pairs, decoded, labels, crop
-        dataset = CarvanaDataset(None, None, transform, *photos)
-        if decoded in on_device:
-            flip = A.Compose(AUGMENTATIONS[augment]) if sampler is order else None
-            return DeviceLoader(dataset, batch_size, sampler, on_device[decoded], flip)
-        return make_loader(dataset, batch_size, num_workers, pin_memory, sampler)
-
-    train_pairs = all_pairs = find_pairs(train_dir, train_maskdir, mask_suffix)
+    all_pairs = find_pairs(train_dir, train_maskdir, mask_suffix)
     if val_dir is None:
         train_pairs, val_pairs = split_by_car(all_pairs, val_fraction, group)
-        train_cache = val_cache = first_pass(all_pairs, train_dir)
     else:
-        val_pairs = find_pairs(val_dir, val_maskdir, mask_suffix)
-        train_cache, val_cache = first_pass(all_pairs, train_dir), first_pass(val_pairs, val_dir)
-    mirrored_only = [type(step) for step in AUGMENTATIONS[augment]] == [A.HorizontalFlip]
-    usual = mirrored_only and (MEAN, STD, MAX_PIXEL_VALUE) == (0.0, 1.0, 255.0)
-    on_device = {}
-    if device and train_cache and usual and not (crop or train_transform or val_transform):
-        on_device = copy_to(device, train_cache, val_cache)
-    if on_device:
-        print(f"Photos and masks lie in the memory of {device}: no workers load them")
+        train_pairs, val_pairs = all_pairs, find_pairs(val_dir, val_maskdir, mask_suffix)
+
+    decoded_size = None if crop else size
+    train_cache = val_cache = None
     if size:
+        decode = partial(
+            decode_once,
+            size=decoded_size,
+            channels=channels,
+            labels=labels,
+            cache=cache,
+            cache_dir=cache_dir,
+        )
+        train_cache = decode(all_pairs, train_dir)
+        val_cache = train_cache if val_dir is None else decode(val_pairs, val_dir)
         train_transform = train_transform or get_train_transform(*size, augment=augment)
     if crop:
-        sizes = [photo_size(pair.photo) for pair in train_pairs]
-        counts = [-(-height // crop) * -(-width // crop) for height, width in sizes]
-        train_pairs = [p for p, n in zip(train_pairs, counts, strict=True) for _ in range(n)]
-    order = EpochSampler(len(train_pairs), seed)
-    val_part = range(rank(), len(val_pairs), world_size())  # see utils.check_accuracy
-    return (
-        loader_of(train_pairs, train_transform, train_cache, order, batch_size, crop),
-        loader_of(val_pairs, val_transform, val_cache, val_part, 1 if crop else batch_size, None),
+        train_pairs = repeat_for_crops(train_pairs, crop)
+
+    dataset = partial(
+        CarvanaDataset, None, None, size=decoded_size, channels=channels, seed=seed, labels=labels
     )
+    train_set = dataset(train_transform, pairs=train_pairs, cache=train_cache, crop=crop)
+    val_set = dataset(val_transform, pairs=val_pairs, cache=val_cache)
+    loader = partial(make_loader, num_workers=num_workers, pin_memory=pin_memory)
+    val_share = range(rank(), len(val_set), world_size())  # see utils.check_accuracy
+    return (
+        loader(train_set, batch_size, sampler=EpochSampler(len(train_set), seed)),
+        loader(val_set, 1 if crop else batch_size, sampler=val_share),
+    )
+
+
+def repeat_for_crops(pairs, side):
+    """Each pair as often as squares of `side` pixels would cover its photo."""
+    repeated = []
+    for pair in pairs:
+        height, width = photo_size(pair.photo)
+        repeated += [pair] * (math.ceil(height / side) * math.ceil(width / side))
+    return repeated

@@ -1,21 +1,25 @@
-"""From photos to masks, cut-outs and the challenge's submission.
+"""Masks, cut-outs and the challenge's submission from photos.
 
     python predict.py car.jpg                             its mask: predictions/car_mask.png
-    python predict.py photos --output DIR --cutout        of a whole folder, cut-outs too
+    python predict.py photos --output DIR --cutout        a whole folder, cut-outs too
     python predict.py "photos/*.jpg" --background beach.jpg
     python predict.py photos --submission submission.csv  the challenge's file, no pictures
 
-Pictures that exist are not made again, so a run that was stopped goes on when started anew.
+Pictures that exist are kept, so a run that was stopped continues when you start it again.
 From Python: mask = Predictor("weights/unet_carvana.pth").mask("car.jpg")
 """
 
+import support.startup  # noqa: F401  first, since importing torch takes seconds
+
+# isort: split
+
 import glob
-import json
+import math
 import os
 import sys
 import threading
 from contextlib import closing, nullcontext, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,297 +28,349 @@ from PIL import Image, ImageColor
 
 import utils
 from dataset import get_eval_transform
-from support import pictures
 from support.checkpoints import find_checkpoint
 from support.command_line import Parser, add_network_flags, number_between, run_script, whole_number
 from support.errors import BadInput, display_path
-from support.images import open_image, photo_size, read_photo
+from support.images import photo_size, read_photo
+from support.networks import Network, load_onnx
 from support.pairs import cpu_count, in_threads, list_images
-from support.plots import palette
+from support.pictures import draw, find_objects, scale, sigmoid
 from support.progress import ProgressBar
 from support.submission import Submission, encode
 from support.tiles import in_tiles
-from support.writing import save_picture
 
 ROOT = Path(__file__).resolve().parent
-KINDS = ("mask", "cutout", "background", "overlay", "probability")  # of pictures: car_mask.png
-LARGE = 16_000_000  # pixels; of photos above, one at a time is read or drawn
-large_photos = threading.Lock()
+OUTPUT = Path("predictions")  # where pictures are written without --output
+LARGE_PHOTO = 16_000_000  # pixels; above, only one photo at a time is read or drawn
+large_photo_lock = threading.Lock()
 
-
-class Predictor:
-    """A trained network that takes photos' files.
-
-    Args:
-        checkpoint: a file of train.py or tools/export.py (.onnx); by default the repository's
-            best checkpoint, else its latest, else the weights that ship.
-        device: "cuda", "mps", "cpu" or "auto".
-        height, width: what photos are scaled to for the network; None: as in training.
-        tta: average each photo's logits with those of its mirror image.
-
-    Attributes: `filename`, the checkpoint's; `size`, (height, width) that photos are scaled to;
-    `crop`, side of the tiles in which a network of crops sees photos at their own size (`size` is
-    None then), else None; `channels`, 3 for RGB, 1 for grey; `device`; `threshold`, the
-    checkpoint's own; `classes`, the names of the K classes. Raises BadInput for a checkpoint that
-    cannot be used; its methods, for a photo that cannot.
-    """
-
-    def __init__(self, checkpoint=None, device="auto", height=None, width=None, tta=False):
-        own = (ROOT / utils.BEST_CHECKPOINT, ROOT / utils.CHECKPOINT, Path(utils.SHIPPED))
-        self.filename = os.fspath(checkpoint or find_checkpoint(*own))
-        self.device, self.tta = utils.pick_device(device, tune=False), tta
-        load = load_onnx if self.filename.lower().endswith(".onnx") else load_torch
-        facts, self.answer = load(self.filename, self.device)
-        self.channels, self.threshold = facts["model"]["in_channels"], facts["threshold"]
-        self.classes, self.crop = facts["classes"], facts["crop"]
-        if self.crop and (height or width):
-            why = f"{display_path(self.filename)} sees photos at their own size, in tiles"
-            raise BadInput("--image-height and --image-width", why, "leave them out")
-        own = facts["image_size"]
-        self.size = None if self.crop else (height or own[0], width or own[1])
-
-    def read(self, path):
-        """A photo as `logits` takes it: (height, width, channels), uint8."""
-        return read_photo(path, self.size, self.channels)
-
-    def logits(self, photos):
-        """The network's answer to photos of one size that `read` gave: (N, K, height, width),
-        float32. A tile is normalized when its turn comes: large photos take little memory more."""
-
-        def answer(images):
-            photos = images.movedim(1, -1).numpy()
-            logits = self.answer(photos)
-            if self.tta:
-                logits = (logits + self.answer(photos[:, :, ::-1]).flip(-1)) / 2
-            return logits
-
-        images = torch.from_numpy(np.stack(photos)).movedim(-1, 1)
-        return (in_tiles(answer, images, self.crop) if self.crop else answer(images)).numpy()
-
-    def full_size_logits(self, path):
-        """The network's answer to a photo, at the photo's own size: (K, H, W), float32."""
-        return pictures.scale(self.logits([self.read(path)])[0], photo_size(path))
-
-    def probabilities(self, path):
-        """A photo's probabilities of being object, at its own size: (H, W), float32, 0 to 1; of
-        several classes (K, H, W)."""
-        probabilities = pictures.sigmoid(self.full_size_logits(path))
-        return probabilities if len(self.classes) > 1 else probabilities[0]
-
-    def mask(self, path, threshold=None):
-        """A photo's mask at its own size: (H, W), uint8, 0 and 255; of several classes 0 for
-        background and 1 to K."""
-        threshold = self.threshold if threshold is None else threshold
-        return pictures.find_objects(self.full_size_logits(path), threshold)
+# The network --------------------------------------------------------------------------------------
 
 
 def load_torch(filename, device):
-    """(facts, answer) of a checkpoint of train.py: load_checkpoint's dict, and a function from
-    photos (N, height, width, channels), uint8, to logits (N, K, height, width), a tensor on the
-    CPU. Raises BadInput."""
+    """The Network of a checkpoint of train.py. Raises BadInput."""
     checkpoint = utils.load_checkpoint(filename)
-    model = utils.build_model(checkpoint | {"crop": None}, device)
+    model = utils.build_model(checkpoint, device)
 
     def answer(photos):
         transform = get_eval_transform(*photos.shape[1:3], **checkpoint["normalization"])
         images = torch.stack([transform(image=photo)["image"] for photo in photos])
         return utils.logits_of(model, images, device).cpu()
 
-    return checkpoint, answer
+    return Network(
+        answer=answer,
+        image_size=tuple(checkpoint["image_size"]),
+        channels=checkpoint["model"]["in_channels"],
+        threshold=checkpoint["threshold"],
+        classes=checkpoint["classes"],
+        crop=checkpoint["crop"],
+    )
 
 
-def load_onnx(filename, device):
-    """The same of a file of tools/export.py, computed by onnxruntime."""
-    try:
-        import onnxruntime
+class Predictor:
+    """A trained network that takes files of photos.
 
-        wanted = f"{device.type.upper()}ExecutionProvider", "CPUExecutionProvider"
-        there = [name for name in onnxruntime.get_available_providers() if name in wanted]
-        session = onnxruntime.InferenceSession(filename, providers=there)
-        (photos,), (output,) = session.get_inputs(), session.get_outputs()
-        written = {"classes": '["object"]', "crop": "null"}  # what files of version 1.0 do not say
-        written |= session.get_modelmeta().custom_metadata_map
-        facts = {n: json.loads(written[n]) for n in ("image_size", "threshold", "classes", "crop")}
-        facts["model"] = {"in_channels": photos.shape[3]}
-    except Exception as error:  # onnxruntime has many
-        reason = f"cannot be used ({' '.join(str(error).split())[:200]})"
-        raise BadInput(filename, reason, "pip install onnxruntime, or export it again") from None
+    Args:
+        checkpoint: file of train.py or tools/export.py (.onnx); by default the repository's
+            best checkpoint, else its latest, else the weights that ship.
+        device: "cuda", "mps", "cpu" or "auto".
+        height, width: size that photos are scaled to for the network; None: as in training.
+        tta: average each photo's logits with those of its mirror image.
 
-    def answer(images):
-        (result,) = session.run(None, {"photos": np.ascontiguousarray(images)})
-        result = torch.from_numpy(result.astype(np.float32))
-        return result.logit_(eps=1e-7) if output.name == "probabilities" else result
+    Attributes:
+        filename: the checkpoint's.
+        size: (height, width) that photos are scaled to; None if `crop` is set.
+        crop: side of the tiles in which a network trained on crops sees photos at their own size;
+            None for other networks.
+        channels: 3 for RGB, 1 for grey.
+        device: a torch.device.
+        threshold: the checkpoint's.
+        classes: names of the K classes.
 
-    return facts, answer
+    Raises BadInput for a checkpoint that cannot be used; methods raise it for such a photo.
+    """
+
+    def __init__(self, checkpoint=None, device="auto", height=None, width=None, tta=False):
+        trained_here = (ROOT / utils.BEST_CHECKPOINT, ROOT / utils.CHECKPOINT)
+        self.filename = os.fspath(checkpoint or find_checkpoint(*trained_here, Path(utils.SHIPPED)))
+        self.device = utils.pick_device(device, tune=False)
+        self.tta = tta
+        load = load_onnx if self.filename.lower().endswith(".onnx") else load_torch
+        network = load(self.filename, self.device)
+        self.answer = network.answer
+        self.channels = network.channels
+        self.threshold = network.threshold
+        self.classes = network.classes
+        self.crop = network.crop
+        if self.crop and (height or width):
+            why = f"{display_path(self.filename)} sees photos at their own size, in tiles"
+            raise BadInput("--image-height and --image-width", why, "leave them out")
+        trained_height, trained_width = network.image_size
+        self.size = None if self.crop else (height or trained_height, width or trained_width)
+
+    def read(self, path):
+        """A photo as `logits` takes it: (height, width, channels), uint8."""
+        return read_photo(path, self.size, self.channels)
+
+    def logits(self, photos):
+        """Logits (N, K, height, width), float32, of N photos of one size that `read` returned."""
+        photos = np.stack(photos)  # (N, height, width, channels), uint8
+        if not self.crop:
+            return self._tta_answer(photos).numpy()
+
+        def answer_tile(tile):  # normalizes it, so that a large photo stays in uint8
+            return self._tta_answer(tile.movedim(1, -1).numpy())
+
+        images = torch.from_numpy(photos).movedim(-1, 1)  # (N, channels, height, width)
+        return in_tiles(answer_tile, images, self.crop).numpy()
+
+    def _tta_answer(self, photos):
+        """The network's answer to photos (N, height, width, channels): a tensor of logits, with
+        `tta` the mean over each photo and its mirror image."""
+        logits = self.answer(photos)
+        if self.tta:
+            logits = (logits + self.answer(photos[:, :, ::-1]).flip(-1)) / 2
+        return logits
+
+    def full_size_logits(self, path):
+        """Logits of a photo at the photo's own size: (K, H, W), float32."""
+        return scale(self.logits([self.read(path)])[0], photo_size(path))
+
+    def probabilities(self, path):
+        """Probabilities of a photo's pixels, at its own size: (H, W), float32, 0 to 1; with several
+        classes (K, H, W)."""
+        probabilities = sigmoid(self.full_size_logits(path))
+        return probabilities if len(self.classes) > 1 else probabilities[0]
+
+    def mask(self, path, threshold=None):
+        """A photo's mask at its own size: (H, W), uint8, 0 and 255; with several classes 0 for
+        background and 1 to K."""
+        threshold = self.threshold if threshold is None else threshold
+        return find_objects(self.full_size_logits(path), threshold)
+
+
+# Flags --------------------------------------------------------------------------------------------
 
 
 def get_args_parser():
     """The flags of predict.py."""
     parser = Parser(prog="predict.py", description="Masks and cut-outs of photos.")
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="files, folders, 'a/*.jpg'")
+    patterns = "files, folders, or patterns such as 'a/*.jpg'"
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help=patterns)
     group = parser.add_argument_group("network")
-    add, size = group.add_argument, {"type": whole_number(1, 16384), "metavar": "N"}
-    which = "your best_checkpoint, else my_checkpoint, else the weights that ship"
-    add("--checkpoint", metavar="FILE", help=f"of train.py or tools/export.py (default: {which})")
-    add("--image-height", **size, help="photos are scaled to it (default: as in training)")
-    add("--image-width", **size, help="likewise")
-    add(
-        "--threshold",
-        type=number_between(0, 1),
-        metavar="X",
-        help="object is above this probability",
-    )
+    add = group.add_argument
+    which = "default: your best_checkpoint, else my_checkpoint, else the weights that ship"
+    add("--checkpoint", metavar="FILE", help=f"of train.py or tools/export.py ({which})")
+    pixels = {"type": whole_number(1, 16384), "metavar": "N"}
+    add("--image-height", **pixels, help="height to scale photos to (default: as in training)")
+    add("--image-width", **pixels, help="width to scale photos to (default: as in training)")
+    above = "a pixel is object above this probability (default: the checkpoint's)"
+    add("--threshold", type=number_between(0, 1), metavar="X", help=above)
     add_network_flags(group)
-    add, bits = parser.add_argument_group("results").add_argument, {"const": 8, "choices": (8, 16)}
-    add("--output", metavar="DIR", type=Path, help="folder for pictures (default: predictions)")
-    add("--cutout", action="store_true", help="the object alone, its background transparent")
-    add("--background", metavar="X", type=read_background, help="in front of this photo or colour")
-    add("--overlay", action="store_true", help="the mask as a tint over the photo")
-    add("--probability", nargs="?", type=int, **bits, help="as grey of 8 bits (default) or 16")
+    add = parser.add_argument_group("results").add_argument
+    add("--output", metavar="DIR", type=Path, help=f"folder for pictures (default: {OUTPUT})")
+    add("--cutout", action="store_true", help="also the object on a transparent background")
+    behind = "also the object in front of this photo or colour"
+    add("--background", metavar="X", type=read_background, help=behind)
+    add("--overlay", action="store_true", help="also the photo with the mask as a tint")
+    grey = "also probabilities as grey levels of 8 bits (default) or 16"
+    add("--probability", nargs="?", type=int, const=8, choices=(8, 16), help=grey)
     add("--submission", metavar="FILE", help="the challenge's CSV file; masks only with --output")
-    add("--overwrite", action="store_true", help="make again what exists")
+    add("--overwrite", action="store_true", help="replace files that exist")
     return parser
 
 
+def parse_flags(argv=None):
+    """The flags in argv, or without it those of the command line. Raises BadInput."""
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    for index, word in enumerate(words):
+        # argparse would take a photo that follows for the number of bits.
+        if word == "--probability" and words[index + 1 : index + 2] not in (["8"], ["16"]):
+            words[index] = "--probability=8"
+    return get_args_parser().parse_args(words)
+
+
 def read_background(text):
-    """An argparse type: a colour or a photo, as a picture. Raises BadInput."""
+    """An argparse type: a colour or a photo, as an RGB image. Raises BadInput."""
     with suppress(ValueError):
         return Image.new("RGB", (1, 1), ImageColor.getrgb(text)[:3])
     return Image.fromarray(read_photo(text))
 
 
+def choose_kinds(args):
+    """The kinds of pictures that the flags ask for, as draw and the pictures' names have them."""
+    asked_for = {
+        "mask": args.output or not args.submission,
+        "cutout": args.cutout,
+        "background": args.background,
+        "overlay": args.overlay,
+        "probability": args.probability,
+    }
+    return [kind for kind, asked in asked_for.items() if asked]
+
+
+# Photos and their pictures ------------------------------------------------------------------------
+
+
 def find_photos(names):
     """The photos that files, folders and patterns name, in order, each once. Raises BadInput."""
-    photos, missing = {}, []
+    photos = {}  # {absolute path: path as named}
+    missing = []
     for name in names:
-        found = [name]
-        if os.path.isdir(name):
-            found = sorted(path for paths in list_images(name).values() for path in paths)
-        elif not os.path.exists(name):
-            found = sorted(filter(os.path.isfile, glob.glob(name, recursive=True)))
+        found = photos_named(name)
         photos |= {os.path.abspath(photo): photo for photo in found}
-        missing += [] if found else [name]
+        if not found:
+            missing.append(name)
     if missing:
         raise BadInput(", ".join(missing), "no such photo or folder", "check the path")
     return list(photos.values())
 
 
-def check_names(photos, kinds, output):
-    """Raises BadInput for photos whose results would have one name, or lie where photos are."""
+def photos_named(name):
+    """Sorted photos of one file, folder or pattern. Raises BadInput for a folder without any."""
+    if os.path.isdir(name):
+        return sorted(chain.from_iterable(list_images(name).values()))
+    if os.path.exists(name):
+        return [name]
+    return sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
+
+
+def check_names(photos, kinds, folder):
+    """Raises BadInput if results would share a name, or pictures would be among the photos."""
     by_name = {Path(photo).stem: photo for photo in photos}
     same = [display_path(photo) for photo in photos if by_name[Path(photo).stem] != photo]
     if same:
-        what = "photos of the same name as others, which their results would have too"
-        raise BadInput.listing(f"{what}: call for each folder apart, with its own --output", same)
-    if kinds and output.resolve() in {Path(photo).resolve().parent for photo in photos}:
-        raise BadInput(output, "holds the photos", "name another folder with --output")
+        what = "photos of the same name as others, whose results they would replace"
+        raise BadInput.listing(f"{what}: run each folder by itself, with its own --output", same)
+    if kinds and folder.resolve() in {Path(photo).resolve().parent for photo in photos}:
+        raise BadInput(folder, "holds the photos", "name another folder with --output")
+
+
+def open_submission(args, photos, network, threshold):
+    """The Submission that the flags ask for, or None. Raises BadInput."""
+    if not args.submission:
+        return None
+    if len(network.classes) > 1:
+        found = f"{len(network.classes)} classes, but the challenge has one"
+        reason = f"{display_path(network.filename)} has {found}"
+        raise BadInput("--submission", reason, "leave it out")
+    changed = os.stat(network.filename).st_mtime_ns
+    made_by = (network.filename, changed, network.size, threshold, args.tta)
+    return Submission(args.submission, photos, made_by, args.overwrite)
+
+
+def find_work(photos, kinds, folder, overwrite, submission):
+    """{photo: {kind of picture: path to write it to}} of photos that lack a picture or a row."""
+    work = {}
+    for photo in photos:
+        paths = {kind: folder / f"{Path(photo).stem}_{kind}.png" for kind in kinds}
+        lacking = {kind: path for kind, path in paths.items() if overwrite or not path.exists()}
+        if lacking or (submission and photo not in submission):
+            work[photo] = lacking
+    return work
+
+
+# Work ---------------------------------------------------------------------------------------------
 
 
 def predict_all(network, photos, batch_size, write, problems):
-    """Yield (photo, write(photo, logits)) in order; what is wrong with a photo goes to `problems`.
+    """Yield (photo, write(photo, logits)) in order; for a photo that cannot be used, append a
+    message to `problems` instead.
 
-    Threads read some photos ahead of the network and write some behind it: memory stays flat.
-    Photos at their own size go one by one, since they have many.
+    Threads read a few photos ahead of the network and write a few behind it, so that memory use
+    stays flat. Photos at their own size come one at a time, since they may be large.
     """
     batch_size = 1 if network.crop else batch_size
     ahead = 1 if network.crop else 2 * batch_size + cpu_count()
 
-    def attempt(work, photo, *more):
+    def attempt(work, photo, *logits):
         try:
-            with large_photos if np.prod(photo_size(photo)) > LARGE else nullcontext():
-                return photo, work(photo, *more)
+            is_large = math.prod(photo_size(photo)) > LARGE_PHOTO
+            with large_photo_lock if is_large else nullcontext():
+                return photo, work(photo, *logits)
         except BadInput as problem:
-            if problem.path != photo:  # such as a full disk
+            if problem.path != photo:  # a full disk, for example
                 raise
             problems.append(str(problem))
+            return None
 
-    def answers():
-        images = in_threads(lambda photo: attempt(network.read, photo), photos, ahead)
-        with closing(images):
-            while batch := list(islice(images, batch_size)):
-                good = dict(filter(None, batch))
-                if good:
-                    yield from zip(good, network.logits(list(good.values())), strict=True)
+    def read(photo):
+        return attempt(network.read, photo)
 
-    with closing(answers()) as answered:
-        yield from filter(None, in_threads(lambda one: attempt(write, *one), answered, ahead))
+    def write_result(result):
+        return attempt(write, *result)
+
+    with (
+        closing(in_threads(read, photos, ahead)) as images,
+        closing(answer_batches(network, images, batch_size)) as answers,
+        closing(in_threads(write_result, answers, ahead)) as written,
+    ):
+        yield from filter(None, written)
 
 
-def draw(photo, logits, paths, threshold, background=None, bits=8):
-    """Make pictures of a photo, {kind: path}; returns its mask, as Predictor.mask does."""
-    logits = pictures.scale(logits, photo_size(photo))  # as test.py --full-size does
-    mask, image = pictures.find_objects(logits, threshold), None
-    colours = palette(len(logits)) if len(logits) > 1 else None
-    logits = logits[0] if len(logits) == 1 else logits.max(axis=0)  # of the likeliest class
-    if paths.keys() - {"mask", "probability"}:
-        image = Image.fromarray(read_photo(photo))
-        with open_image(photo) as file:  # without its profile, colours would be taken for others
-            own = file.mode in ("RGB", "RGBA")
-            image.info["icc_profile"] = file.info.get("icc_profile") if own else None
-    make = {
-        "cutout": lambda: pictures.cut_out(image, logits, threshold),
-        "background": lambda: pictures.in_front_of(background, image, logits, threshold),
-        "overlay": lambda: pictures.overlay(image, mask, colours),
-        "probability": lambda: pictures.grey(logits, bits),
-    }
-    if "mask" in paths:
-        pictures.save_mask(mask, paths["mask"], colours)
-    for kind in paths.keys() & make.keys():
-        save_picture(make[kind](), paths[kind], compress_level=1)
-    return mask
+def answer_batches(network, images, batch_size):
+    """Yield (photo, logits) from an iterator of (photo, image); it has None for unusable photos."""
+    while batch := list(islice(images, batch_size)):
+        usable = dict(filter(None, batch))
+        if usable:
+            yield from zip(usable, network.logits(list(usable.values())), strict=True)
+
+
+def do_work(network, work, submission, threshold, args):
+    """Write the pictures that find_work found and the submission; return messages about photos that
+    cannot be used, sorted."""
+
+    def write(photo, logits):
+        mask = draw(photo, logits, work[photo], threshold, args.background, args.probability)
+        return encode(mask) if submission else None
+
+    problems = []
+    results = predict_all(network, work, args.batch_size, write, problems)
+    for photo, runs in ProgressBar(results, total=len(work), unit=" photos"):
+        if submission and photo not in submission:
+            submission.add(photo, runs)
+    if submission:
+        submission.finish()
+    return sorted(problems)
+
+
+def announce(network, n_work, n_photos, output):
+    """Print what is about to be done."""
+    if network.crop:
+        how = f"in tiles of {network.crop}x{network.crop}"
+    else:
+        how = f"at {network.size[0]}x{network.size[1]}"
+    where = f"on {network.device}, into {display_path(output)}"
+    print(f"{display_path(network.filename)}: {n_work} photos {how} {where}", flush=True)
+    if n_work < n_photos:
+        print(f"{n_photos - n_work} are done already (--overwrite replaces them)")
+
+
+def report(problems, n_photos):
+    """Print the problems; return the exit code: 0 for none, 2 if no photo could be used."""
+    if not problems:
+        return 0
+    print(BadInput.listing("photos that cannot be used", problems), file=sys.stderr)
+    return 1 if len(problems) < n_photos else 2
 
 
 def main(argv=None):
-    """Make what the flags in argv ask for; returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    for i, word in enumerate(words):  # without a number, a photo may stand after it
-        if word == "--probability" and words[i + 1 : i + 2] not in (["8"], ["16"]):
-            words[i] = "--probability=8"
-    args = get_args_parser().parse_args(words)
-    as_picture = args.output or not args.submission
-    kinds = [kind for kind in KINDS if getattr(args, kind, as_picture)]
-    output = args.output or Path("predictions")
+    """Write what the flags in argv ask for; return the exit code."""
+    args = parse_flags(argv)
+    kinds = choose_kinds(args)
+    folder = args.output or OUTPUT
     photos = find_photos(args.photos)
-    check_names(photos, kinds, output)
+    check_names(photos, kinds, folder)
 
-    utils.pick_device(args.device)  # sets this process up, which a Predictor by itself leaves alone
+    utils.pick_device(args.device)  # tunes the process, which a Predictor by itself leaves alone
     network = Predictor(args.checkpoint, args.device, args.image_height, args.image_width, args.tta)
-    if args.submission and len(network.classes) > 1:
-        found = f"{len(network.classes)} classes, the challenge one"
-        reason = f"{display_path(network.filename)} has {found}"
-        raise BadInput("--submission", reason, "leave it out")
-    threshold, stat = args.threshold or network.threshold, os.stat(network.filename)
-    made_by = (network.filename, stat.st_mtime_ns, network.size, threshold, args.tta)
-    rows = args.submission and Submission(args.submission, photos, made_by, args.overwrite)
-    todo = {}  # {photo: {kind of picture that is to be made: its path}}
-    for photo in photos:
-        paths = {kind: output / f"{Path(photo).stem}_{kind}.png" for kind in kinds}
-        paths = {k: path for k, path in paths.items() if args.overwrite or not path.exists()}
-        if paths or (rows and photo not in rows):
-            todo[photo] = paths
+    threshold = args.threshold or network.threshold
+    submission = open_submission(args, photos, network, threshold)
 
-    def write(photo, logits):
-        mask = draw(photo, logits, todo[photo], threshold, args.background, args.probability)
-        return rows and encode(mask)
-
-    where = display_path(output if kinds else args.submission)
-    tiles = f"in tiles of {network.crop}x{network.crop}"
-    at = tiles if network.crop else f"at {network.size[0]}x{network.size[1]}"
-    how = f"{at} on {network.device}, into {where}"
-    print(f"{display_path(network.filename)}: {len(todo)} photos {how}", flush=True)
-    if len(todo) < len(photos):
-        print(f"{len(photos) - len(todo)} are done already (--overwrite makes them again)")
-    problems = []
-    results = predict_all(network, todo, args.batch_size, write, problems)
-    for photo, runs in ProgressBar(results, total=len(todo), unit=" photos"):
-        if rows and photo not in rows:
-            rows.add(photo, runs)
-    if rows:
-        rows.finish()
-    if problems:
-        print(BadInput.listing("photos that cannot be used", sorted(problems)), file=sys.stderr)
-        return 1 if len(problems) < len(photos) else 2
-    return 0
+    work = find_work(photos, kinds, folder, args.overwrite, submission)
+    announce(network, len(work), len(photos), folder if kinds else args.submission)
+    problems = do_work(network, work, submission, threshold, args)
+    return report(problems, len(photos))
 
 
 if __name__ == "__main__":

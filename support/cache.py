@@ -1,6 +1,6 @@
-"""The cache: photos and masks decoded once, at the size of training, read by memory map ever after.
+"""The cache: photos and masks decoded once, at the size of training, then read by memory map.
 
-Pair after pair in one .npy file, uint8: the photo's pixels, then the mask's.
+One .npy file, uint8, holds pair after pair: the photo's pixels, then the mask's.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import BadInput
-from support.images import Labels, check_values, photo_size
+from support.images import photo_size
+from support.mask_values import check_values
+from support.masks import BINARY
 from support.pairs import for_all, read_pair
 from support.writing import write_aside
 
-BINARY = Labels()
-CACHE_FORMAT = 2  # raise it when what read_pair returns changes
+CACHE_FORMAT = 2  # to raise when what read_pair returns changes
+NPY_HEADER = 128  # bytes
 
 
 def stable_hash(text):
@@ -29,54 +31,90 @@ def stable_hash(text):
 
 
 class Cache:
-    """The cache of these pairs at one size, (height, width), or with None each at its own; `path`
-    is its file, there or not.
+    """The cache of some pairs in one file, `path`, which need not exist yet.
 
-    The file's name holds a hash of all that determines its content: files' names, sizes, times. It
-    is mapped where it is used: a map held by a dataset would be pickled whole to spawned workers.
+    Args:
+        pairs: a list of Pair.
+        size: (height, width) of all photos, or None for each photo's own.
+        channels: 3 for RGB, 1 for grey.
+        image_dir: the photos' folder.
+        cache_dir: where the file lies; None: in `.cache` beside the photos' folder.
+        labels: what the values in mask files mean.
+
+    The file's name holds a hash of all that determines its content: the files' names, sizes and
+    times, and the labels. It is mapped on first use, since a map held by a dataset would be pickled
+    whole for spawned workers. Raises BadInput for a photo that cannot be read.
     """
 
     def __init__(self, pairs, size, channels, image_dir, cache_dir=None, labels=BINARY):
         self.pairs, self.size, self.channels, self.labels = pairs, size, channels, labels
         sizes = [size or photo_size(pair.photo) for pair in pairs]
         lengths = [height * width * (channels + 1) for height, width in sizes]
+        starts = accumulate([0, *lengths[:-1]])
         self.places = {}  # {photo: (where its pixels start, its size)}
-        for pair, start, own_size in zip(pairs, accumulate([0, *lengths[:-1]]), sizes, strict=True):
+        for pair, start, own_size in zip(pairs, starts, sizes, strict=True):
             self.places[pair.photo] = (start, own_size)
-        self.table = None
-        image_dir = Path(image_dir).resolve()
-        mask_dir = Path(pairs[0].mask).resolve().parent
-        self.folder = Path(cache_dir) if cache_dir else image_dir.parent / ".cache"
-        place = stable_hash(f"{image_dir}\n{mask_dir}") >> 32  # a cache folder may serve several
-        shape = f"{size[0]}x{size[1]}x{channels}" if size else f"own-sizes-x{channels}"
-        self.prefix = f"{image_dir.name}-{place:08x}-{shape}-"
-        key = hashlib.blake2b(repr((CACHE_FORMAT, labels)).encode(), digest_size=8)
-        for path in (path for pair in pairs for path in (pair.photo, pair.mask)):
-            stat = os.stat(path)
-            key.update(repr((os.path.abspath(path), stat.st_size, stat.st_mtime_ns)).encode())
-        self.path = self.folder / f"{self.prefix}{key.hexdigest()}.npy"
         self.shape = (len(pairs), lengths[0]) if size else (sum(lengths),)
+        self.table = None  # the map
+
+        image_dir = Path(image_dir).resolve()
+        self.folder = Path(cache_dir) if cache_dir else image_dir.parent / ".cache"
+        self.prefix = f"{image_dir.name}-{self.purpose(image_dir):08x}-{self.size_in_words}-"
+        self.path = self.folder / f"{self.prefix}{self.content_hash()}.npy"
+
+    def purpose(self, image_dir):
+        """32 bits of what a cache is for: the photos' folder, which masks, and the labels."""
+        name, mask = self.pairs[0].name, self.pairs[0].mask
+        facts = [image_dir, Path(mask).resolve().parent]
+        mask_name = os.path.basename(mask)
+        if Path(mask).stem.lower() not in (name.lower(), f"{name.lower()}_mask"):
+            # Of a --mask-suffix: other masks may lie in the same folder.
+            facts.append(mask_name.removeprefix(os.path.commonprefix([name, mask_name])))
+        if self.labels != BINARY:
+            facts.append(self.labels)
+        return stable_hash("\n".join(map(str, facts))) >> 32
+
+    @property
+    def size_in_words(self):
+        """The size and channels of the photos, for the file's name."""
+        shape = "own-sizes-" if self.size is None else "{}x{}".format(*self.size)
+        return f"{shape}x{self.channels}"
+
+    def content_hash(self):
+        """A hash of all that determines the content, but for the size of the photos."""
+        key = hashlib.blake2b(repr((CACHE_FORMAT, self.labels)).encode(), digest_size=8)
+        for pair in self.pairs:
+            for path in (pair.photo, pair.mask):
+                stat = os.stat(path)
+                facts = (os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
+                key.update(repr(facts).encode())
+        return key.hexdigest()
 
     @property
     def exists(self):
-        """Whether the file is there, and whole: a disk may have broken since."""
-        whole = 128 + math.prod(self.shape)  # with NumPy's header
-        return self.path.exists() and self.path.stat().st_size >= whole
+        """Whether the file is there and whole, which a disk failure may have changed."""
+        length = NPY_HEADER + math.prod(self.shape)
+        return self.path.exists() and self.path.stat().st_size >= length
 
     def build(self):
-        """Decode all pairs, unless that is done. Raises BadInput with all files that are bad."""
+        """Decode all pairs, unless that is done, and remove caches of the same purpose whose files
+        have changed since. Raises BadInput with all files that are bad."""
         if self.exists:
             return
         remedy = "free some space, or use --cache-dir or --no-cache"
         with write_aside(self.path, remedy) as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
             np.lib.format.write_array_header_1_0(file, header)
-            what = self.pairs, self.size, self.channels, "decoding each photo once", self.labels
-            for photo, mask in decode_all(*what):
+            for photo, mask in self.decode():
                 file.write(photo.tobytes() + mask.tobytes())
         for stale in set(self.folder.glob(f"{glob.escape(self.prefix)}*.npy")) - {self.path}:
             with contextlib.suppress(OSError):
                 stale.unlink()
+
+    def decode(self):
+        """Yield each pair as read_pair gives it; see decode_all."""
+        description = "decoding each photo once"
+        return decode_all(self.pairs, self.size, self.channels, description, self.labels)
 
     def read(self, pair):
         """(photo, mask), just as read_pair(pair, size, channels, labels) gives them."""
@@ -84,29 +122,44 @@ class Cache:
             self.table = np.load(self.path, mmap_mode="r").view(np.ndarray).reshape(-1)
         start, (height, width) = self.places[pair.photo]
         middle = start + height * width * self.channels
+        end = middle + height * width
         photo = self.table[start:middle].reshape(height, width, self.channels)
-        return photo, self.table[middle : middle + height * width].reshape(height, width)
+        return photo, self.table[middle:end].reshape(height, width)
 
     def __getstate__(self):
         return self.__dict__ | {"table": None}
 
 
 def decode_all(pairs, size, channels, description, labels=BINARY):
-    """Yield each pair as read_pair gives it; at the end BadInput, where the masks' values are those
-    of classes that `labels` does not know, or no mask shows an object."""
-    empty, counts = True, []
+    """Yield each pair as read_pair gives it. At the end raises BadInput with all files that are
+    bad, or if the masks seem to hold classes that `labels` does not name, or show no object."""
+    is_empty, counts = True, []
+    mask_dir = os.path.dirname(pairs[0].mask)
     read = partial(read_pair, size=size, channels=channels, labels=labels, counts=counts)
     try:
         for photo, mask in for_all(read, pairs, description):
-            empty = empty and not labels.objects(mask).any()
+            is_empty = is_empty and not labels.objects(mask).any()
             yield photo, mask
     except BadInput:
-        check_values(counts, labels, os.path.dirname(pairs[0].mask))  # which says more of classes
+        check_values(counts, labels, mask_dir)  # which explains many bad masks at once
         raise
-    check_values(counts, labels, os.path.dirname(pairs[0].mask))
-    if empty:
-        remedy = "save them anew, 255 for the object"
+    check_values(counts, labels, mask_dir)
+    if is_empty:
+        remedy = "save them with 255 for the object"
         if labels != BINARY:
             remedy = "check --classes, --mask-value and --ignore against their values"
-        folder = os.path.dirname(pairs[0].mask)
-        raise BadInput(folder, "no mask has a pixel of an object", remedy)
+        raise BadInput(mask_dir, "no mask has a pixel of an object", remedy)
+
+
+def decode_once(pairs, image_dir, size, channels, labels, cache, cache_dir):
+    """Decode all pairs once, so that all bad files are known together.
+
+    Returns the Cache that holds them, or None without `cache`. Raises BadInput.
+    """
+    if not cache:
+        for _ in decode_all(pairs, size, channels, "checking each photo", labels):
+            pass
+        return None
+    decoded = Cache(pairs, size, channels, image_dir, cache_dir, labels)
+    decoded.build()
+    return decoded

@@ -1,6 +1,6 @@
-"""From a shell to a script and back: types of flags, one-line answers, exit codes.
+"""From a shell to a script and back: types of flags, errors in one line, exit codes.
 
-0 done, 1 done in part, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 done in part, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
@@ -16,22 +16,27 @@ from PIL import Image
 from support.errors import BadInput, display_path, printable
 from support.signals import Stopped, handling, stop_now
 
+OUT_OF_MEMORY = (
+    "out of memory: try, in this order, a smaller --batch-size (in training: half of it with "
+    "--accumulate 2), --checkpoint-activations, smaller --image-height and --image-width"
+)
+
 
 class Parser(argparse.ArgumentParser):
-    """Raises BadInput for a wrong flag."""
+    """An ArgumentParser that raises BadInput for a wrong flag."""
 
     def error(self, message):
         raise BadInput(self.prog, printable(message), "--help lists the flags")
 
 
 def whole_number(least, most):
-    """An argparse type: a whole number within bounds."""
-    return number(int, lambda n: least <= n <= most, f"whole number from {least} to {most}")
+    """An argparse type: a whole number from `least` to `most`."""
+    return number(int, lambda n: least <= n <= most, f"a whole number from {least} to {most}")
 
 
 def number_between(low, high):
     """An argparse type: a number between two others, neither of them included."""
-    return number(float, lambda x: low < x < high, f"number between {low} and {high}")
+    return number(float, lambda x: low < x < high, f"a number between {low} and {high}")
 
 
 def number(kind, fits, expected):
@@ -39,9 +44,10 @@ def number(kind, fits, expected):
 
     def parse(text):
         with contextlib.suppress(ValueError):
-            if fits(value := kind(text)):
+            value = kind(text)
+            if fits(value):
                 return value
-        raise argparse.ArgumentTypeError(f"{text} is no {expected}")
+        raise argparse.ArgumentTypeError(f"{text} is not {expected}")
 
     return parse
 
@@ -51,45 +57,58 @@ def regular_expression(text):
     with contextlib.suppress(re.error):
         if re.compile(text).groups:
             return text
-    raise argparse.ArgumentTypeError(f"{text} is no regular expression with a (group)")
+    raise argparse.ArgumentTypeError("a regular expression with a (group)")
 
 
 def add_network_flags(group):
-    """The flags of scripts that only use a network: how it is run on photos."""
-    add, count = group.add_argument, {"type": whole_number(1, 65536), "default": 4, "metavar": "N"}
-    add("--tta", action="store_true", help="mean over each photo and its mirror image")
-    add("--batch-size", help="photos at once (default: 4; a GPU may want more)", **count)
-    add("--device", default="auto", help="cuda, mps or cpu (default: auto)")
+    """Add the flags of scripts that only use a network."""
+    group.add_argument(
+        "--tta", action="store_true", help="average each photo's result with its mirror image's"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=whole_number(1, 65536),
+        default=4,
+        metavar="N",
+        help="photos at once (default: 4; a GPU may want more)",
+    )
+    group.add_argument("--device", default="auto", help="cuda, mps or cpu (default: auto)")
 
 
 def message_of(problem):
-    """One line for what the user can mend: BadInput, too little memory, a data worker that died.
+    """One line for a problem that the user can mend; all other exceptions are raised again.
 
-    Raises all other exceptions again.
+    These are BadInput, too little memory, files that the system refuses, and a killed data worker.
     """
     text = str(problem)
     if isinstance(problem, BadInput):
         return text
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-        return (
-            "out of memory: try, in this order, a smaller --batch-size (training: half of it with "
-            "--accumulate 2), --checkpoint-activations, smaller --image-height and --image-width"
-        )
-    if "DataLoader worker" in text:
-        return "a process that loads data was killed, as when memory is short: try --num-workers 0"
+        return OUT_OF_MEMORY
+    if is_dead_worker(problem):
+        return "a data worker was killed, as when memory is short: try --num-workers 0"
     if isinstance(problem, OSError) and problem.strerror:
         where = display_path(problem.filename) if problem.filename else "the output"
-        return f"{where}: {problem.strerror}: check that it is there, allowed and has room"
+        return f"{where}: {problem.strerror}: check that it exists, is allowed and has room"
     raise problem
 
 
+def is_dead_worker(problem):
+    """Whether a DataLoader reports that one of its workers has died.
+
+    An exception that a worker raised, such as one in a user's transform, reads otherwise: "Caught
+    ... in DataLoader worker process".
+    """
+    return isinstance(problem, RuntimeError) and "DataLoader worker (pid" in str(problem)
+
+
 def run_script(main):
-    """Call a script's main() and exit with its code; one line and no traceback for bad input."""
-    Image.MAX_IMAGE_PIXELS = None  # support/images.py has a bound of its own, which says what to do
-    if hasattr(sys.stdout, "reconfigure"):  # names of files may hold what is no text
+    """Call a script's main() and exit with its code; bad input is one line and no traceback."""
+    Image.MAX_IMAGE_PIXELS = None  # support/images.py has its own bound, with a remedy
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may hold what is not text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with handling(stop_now, signal.SIGTERM):
+        with handling(stop_now, signal.SIGINT, signal.SIGTERM):
             code = main()
             sys.stdout.flush()
             sys.exit(code)
@@ -101,4 +120,4 @@ def run_script(main):
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        sys.exit(128 + (stop.args[0] if isinstance(stop, Stopped) else signal.SIGINT))
+        sys.exit(stop.exit_code if isinstance(stop, Stopped) else 128 + signal.SIGINT)

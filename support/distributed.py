@@ -7,12 +7,14 @@ import sys
 
 import torch
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets
+DECODING = datetime.timedelta(hours=6)  # the others wait while the first process decodes all photos
 
 
 def rank():
-    """This process's number; 0 is the one that prints and writes files."""
+    """This process's number; process 0 prints and writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -23,8 +25,10 @@ def world_size():
 
 @contextlib.contextmanager
 def process_group(device):
-    """Join the processes that torchrun started, if it did; yields this process's device: with CUDA
-    each has a GPU of its own."""
+    """Join the processes that torchrun started, if it did; yields this process's device.
+
+    With CUDA each process has a GPU of its own. Only the first process prints.
+    """
     if not all(name in os.environ for name in LAUNCHED):
         yield device
         return
@@ -34,9 +38,7 @@ def process_group(device):
     if dist.is_initialized():  # by a script of several trainings
         yield device
         return
-    # The others wait while the first one decodes all photos, which may take its time.
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(hours=6))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=DECODING)
     stdout = sys.stdout
     try:
         if rank() > 0:
@@ -47,9 +49,16 @@ def process_group(device):
         dist.destroy_process_group()
 
 
+def in_parallel(model, device):
+    """The model as training calls it: wrapped in DDP if several processes train together."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+
+
 @contextlib.contextmanager
 def first_before_others():
-    """The first process goes through the block alone; the others after it has."""
+    """The first process runs the block alone; the others run it afterwards."""
     if rank() > 0:
         try:
             dist.barrier()
@@ -61,33 +70,41 @@ def first_before_others():
 
 
 def reduce(numbers, device, how="SUM"):
-    """The sums, or with "MAX" the maxima, of each of a list of numbers over all processes."""
-    if not dist.is_initialized():
-        return [float(number) for number in numbers]
-    place = device if device.type == "cuda" else "cpu"
-    tensor = torch.tensor([float(n) for n in numbers], dtype=torch.float64, device=place)
-    dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
-    return tensor.tolist()
+    """The sums, or with "MAX" the maxima, of a tensor of numbers over all processes.
+
+    Returns a tensor of the same shape on the CPU, float64.
+    """
+    if torch.is_tensor(numbers):
+        numbers = numbers.cpu()  # MPS has no float64
+    tensor = torch.as_tensor(numbers, dtype=torch.float64)
+    if dist.is_initialized():
+        tensor = tensor.to(device if device.type == "cuda" else "cpu", copy=True)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, how))
+    return tensor.cpu()
 
 
-def move_to_first(number, device):
-    """The sum of a number over all processes in the first of them, and 0 in the others."""
-    whole = reduce([number], device)[0]
-    return whole if rank() == 0 else 0.0
+def sum_on_first(number, device):
+    """The sum of a number over all processes, for the first of them, and 0 for the others."""
+    total = reduce(number, device).item()
+    return total if rank() == 0 else 0.0
 
 
-def own_part(images, masks, count):
-    """This process's part of a batch of `count` photos: (images, masks, how many of them count).
+def drop_repeats(images, masks, photos_in_batch):
+    """This process's share of a batch that all processes hold together, without repeated photos.
 
     All processes must take part in each step, so an epoch's last batch is filled up with photos
-    that come again (see dataset.EpochSampler): left out here, but for one where nothing is left.
+    that come again (see dataset.EpochSampler). They are dropped here; if all are repeats, one is
+    kept, since BatchNorm needs one.
+
+    Returns (images, masks, n_real): the photos, and how many of them count.
     """
-    own = len(range(rank(), count, world_size()))
-    return images[: max(own, 1)], masks[: max(own, 1)], own
+    n_real = len(range(rank(), photos_in_batch, world_size()))
+    kept = max(n_real, 1)
+    return images[:kept], masks[:kept], n_real
 
 
 def share_buffers(model):
-    """Give all processes the first one's BatchNorm statistics, which each gathered by itself."""
+    """Give all processes the first one's BatchNorm statistics; each gathered its own."""
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)

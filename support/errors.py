@@ -1,14 +1,16 @@
-"""The one exception for what a user can mend, and how names of files look in a message."""
+"""The exception for what a user can mend, and how file names look in messages."""
 
 import contextlib
 import os
+
+LISTED = 10  # problems in one message
 
 
 class BadInput(Exception):
     """Something that the user can mend. Scripts print it in one line and exit with 2.
 
     Attributes:
-        path: the file, folder or flag that it is about; None where there is no single one.
+        path: the file, folder or flag that it is about; None if there is no single one.
         reason: what is wrong with it.
         remedy: what to do about it.
     """
@@ -23,25 +25,27 @@ class BadInput(Exception):
 
     @classmethod
     def listing(cls, what, problems):
-        """Several of them as one: the first ten, and how many there are."""
-        more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
-        lines = "".join(f"\n  {line}" for line in [*problems[:10], *more])
-        return cls(None, f"{what} ({len(problems)}):{lines}")
+        """One for several problems: how many there are, and the first LISTED of them."""
+        lines = [str(problem) for problem in problems[:LISTED]]
+        if len(problems) > LISTED:
+            lines.append(f"... and {len(problems) - LISTED} more")
+        return cls(None, "\n  ".join([f"{what} ({len(problems)}):", *lines]))
 
 
 def short_path(path):
-    """A path as short as it can be typed from here."""
-    with contextlib.suppress(ValueError):  # on another of Windows' drives
+    """The shortest form of a path that can be typed from the working directory."""
+    with contextlib.suppress(ValueError):  # it may be on another drive of Windows
         return min(str(path), os.path.relpath(path or "."), key=len)
     return str(path)
 
 
 def display_path(path):
-    """A path for a message: as short as it can be typed from here, and on one line."""
+    """A path for a message: short_path, and on one line."""
     return printable(short_path(path))
 
 
 def printable(text):
-    """Text with its line breaks, escapes and broken letters written out: names hold anything."""
-    letters = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(letters)
+    """Text with line breaks, escape codes and invalid characters written out: file names may hold
+    any of them."""
+    characters = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(characters)

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice, product
+from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -14,12 +14,17 @@ from typing import NamedTuple
 from PIL import Image
 
 from support.errors import BadInput, display_path, printable
-from support.images import FORMATS, Labels, open_image, read_mask, read_photo, upright_size
+from support.images import FORMATS, open_image, read_photo, upright_size
+from support.masks import BINARY, read_mask
 from support.progress import ProgressBar
+
+MASK_ENDINGS = ("_mask", "")  # of a mask's name after its photo's, without --mask-suffix
+COMPARED = 24  # photos whose names are compared with the masks' to guess a --mask-suffix
+TRIED = 8  # patterns of those names that are tried
 
 
 class Pair(NamedTuple):
-    """A photo and its mask: the photo's name without suffix, and the two files' paths."""
+    """A photo and its mask: the photo's name without its file type, and the two files' paths."""
 
     name: str
     photo: str
@@ -27,52 +32,53 @@ class Pair(NamedTuple):
 
 
 def find_pairs(image_dir, mask_dir, mask_suffix=None):
-    """Every photo of `image_dir` with its mask in `mask_dir`, a list of Pair sorted by name.
+    """Find every photo of `image_dir` and its mask in `mask_dir`: a list of Pair, sorted by name.
 
     `photo.jpg` pairs with `photo_mask.gif`, `photo_mask.png` or `photo.png`: any format that Pillow
-    reads, any letter case. Photos and masks may share one folder if the masks end in `_mask`.
-    With `mask_suffix`, MASK or PHOTO=MASK, they pair by what these patterns (see named_as) share;
-    files that do not fit, and masks without a photo, are left out.
-    Raises BadInput: missing or empty folders, all files left over, all pairs of unequal sizes.
+    reads, any letter case. Photos and masks may share one folder if the masks end in `_mask`. With
+    `mask_suffix`, MASK or PHOTO=MASK, files pair if the `*` in these patterns stands for the same
+    text (see named_as); files that fit no pattern and masks without a photo are left out.
+
+    Raises BadInput for missing or empty folders, for all files left over, and for all pairs whose
+    sizes differ.
     """
     pairs, problems = pair_up(image_dir, mask_dir, mask_suffix)
     if problems:
-        what = (
-            f"photos in {display_path(image_dir)} and masks in {display_path(mask_dir)} do not pair"
-        )
-        raise BadInput.listing(what, problems)
+        folders = f"photos in {display_path(image_dir)} and masks in {display_path(mask_dir)}"
+        raise BadInput.listing(f"{folders} do not pair", problems)
     for _ in for_all(check_header, pairs, "checking headers"):
         pass
     return pairs
 
 
 def pair_up(image_dir, mask_dir, mask_suffix=None):
-    """(pairs, problems) of find_pairs by the files' names alone; problems are BadInputs. Raises
-    BadInput for folders that are missing, empty, swapped, or want another `mask_suffix`."""
+    """Pair files by their names alone: (pairs, problems), a list of Pair and one of BadInput.
+
+    Raises BadInput for folders that are missing, empty or swapped, or need another `mask_suffix`.
+    """
     photos, masks = list_images(image_dir), list_images(mask_dir)
     if os.path.samefile(image_dir, mask_dir):
-        masks, mask_suffix = photos, "_mask" if mask_suffix is None else mask_suffix
+        masks = photos
+        mask_suffix = "_mask" if mask_suffix is None else mask_suffix
     pairs, problems = match(photos, masks, mask_dir, mask_suffix)
-    others, left = match(masks, photos, image_dir, mask_suffix)
-    if len(others) > len(pairs) + len(left):
-        swapped = f"holds masks, and {display_path(mask_dir)} photos"
-        raise BadInput(image_dir, swapped, "swap the two folders")
-    if len(problems) >= len(pairs):  # not some odd files, but another way of naming them
+    swapped, left_over = match(masks, photos, image_dir, mask_suffix)
+    if len(swapped) > len(pairs) + len(left_over):
+        reason = f"holds masks, and {display_path(mask_dir)} photos"
+        raise BadInput(image_dir, reason, "swap the two folders")
+    if len(problems) >= len(pairs):  # not a few odd files, but another way of naming them
         remedy = guess_suffix(photos, masks, mask_dir, len(pairs) - len(problems))
         if remedy or not pairs:
-            first = (islice(chain(*some.values()), 3) for some in (photos, masks))
-            names = [printable(", ".join(map(os.path.basename, paths))) for paths in first]
-            like = "" if masks is photos else f"like {names[0]} "
-            reason = f"photos {like}and masks like {names[1]} do not pair"
+            like = "" if masks is photos else f"like {first_names(photos)} "
+            reason = f"photos {like}and masks like {first_names(masks)} do not pair"
             raise BadInput(mask_dir, reason, remedy or "rename them, or give --mask-suffix")
     return pairs, problems
 
 
 def list_images(folder):
-    """{name in lower case: [paths]} of the images in a folder, by suffix. Raises BadInput."""
+    """The images in a folder, {name in lower case, without file type: [paths]}. Raises BadInput."""
     if not os.path.isdir(folder):
         raise BadInput(folder, "no such folder", "check the path, or see README on the data")
-    formats = Image.registered_extensions().items()  # some of them Pillow only writes
+    formats = Image.registered_extensions().items()  # includes those that Pillow only writes
     suffixes = {suffix for suffix, name in formats if name in FORMATS}
     found = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -84,39 +90,61 @@ def list_images(folder):
     return found
 
 
+def first_names(listing):
+    """The first three file names of a listing, for a message."""
+    paths = islice(chain(*listing.values()), 3)
+    return printable(", ".join(map(os.path.basename, paths)))
+
+
 def match(photos, masks, mask_dir, mask_suffix):
-    """Pair up two listings: (pairs, problems). Raises BadInput for a bad mask_suffix."""
-    endings = ("_mask", "")
+    """Pair two listings: (pairs, problems), as pair_up does. Raises BadInput for a bad
+    mask_suffix."""
+    endings = MASK_ENDINGS
     if mask_suffix is not None:
-        *photo, mask = patterns = mask_suffix.split("=")
-        if not mask or len(photo) > 1 or any(pattern.count("*") > 1 for pattern in patterns):
-            reason = "is neither MASK nor PHOTO=MASK with at most one * in each"
-            raise BadInput(f"--mask-suffix {mask_suffix}", reason, "try _mask, or img_*=mask_*")
-        masks, endings = named_as(mask, masks), ("",)
-        photos = named_as(photo[0] if photo else "*", photos, set(chain(*masks.values())))
+        photos, masks = select(photos, masks, mask_suffix)
+        endings = ("",)
     pairs, problems, unused = [], [], dict(masks)
-    missing = f"no mask in {display_path(mask_dir)}"
     for name, paths in sorted(photos.items()):
         partners = [path for ending in endings for path in unused.pop(name + ending, [])]
         if len(paths) == len(partners) == 1:
             pairs.append(Pair(Path(paths[0]).stem, paths[0], partners[0]))
-        elif not partners:
-            problems.append(BadInput(paths[0], missing, "add it, or remove the photo"))
         else:
-            first, *others = sorted(paths + partners)
-            beside = f"beside {', '.join(map(display_path, others))}"
-            remedy = "one photo and one mask were expected: remove the others"
-            problems.append(BadInput(first, beside, remedy))
-    for path in chain(*unused.values()) if mask_suffix is None else ():  # else others' masks
-        problems.append(BadInput(path, "no photo", "add it, or remove the mask"))
+            problems.append(unpaired(paths, partners, mask_dir))
+    if mask_suffix is None:  # with one, masks left over may belong to another folder's photos
+        left_over = chain(*unused.values())
+        problems += [BadInput(path, "no photo", "add it, or remove the mask") for path in left_over]
     return sorted(pairs, key=lambda pair: pair.name.lower()), problems
 
 
-def named_as(pattern, listing, leave_out=()):
-    """{what `*` stands for, in lower case: [paths]} of the listed files that a pattern fits.
+def unpaired(paths, partners, mask_dir):
+    """The BadInput for photos and masks of one name that are not one of each."""
+    if not partners:
+        reason = f"no mask in {display_path(mask_dir)}"
+        return BadInput(paths[0], reason, "add it, or remove the photo")
+    first, *others = sorted(paths + partners)
+    reason = f"beside {', '.join(map(display_path, others))}"
+    return BadInput(first, reason, "one photo and one mask were expected: remove the others")
 
-    A pattern without `*` is how names end. One with a dot counts for a file's whole name, others
-    for the name without its file type.
+
+# Patterns of names --------------------------------------------------------------------------------
+
+
+def select(photos, masks, mask_suffix):
+    """The files of two listings that fit a mask_suffix, listed by what its `*` stands for. Raises
+    BadInput for a bad mask_suffix."""
+    *photo, mask = patterns = mask_suffix.split("=")
+    if not mask or len(photo) > 1 or any(pattern.count("*") > 1 for pattern in patterns):
+        reason = "is neither MASK nor PHOTO=MASK with at most one * in each"
+        raise BadInput(f"--mask-suffix {mask_suffix}", reason, "try _mask, or img_*=mask_*")
+    masks = named_as(mask, masks)
+    return named_as(photo[0] if photo else "*", photos, set(chain(*masks.values()))), masks
+
+
+def named_as(pattern, listing, leave_out=()):
+    """The listed files that a pattern fits, {what `*` stands for, in lower case: [paths]}.
+
+    A pattern without `*` is the end of names. With a dot it applies to the whole file name, else to
+    the name without its file type.
     """
     before, after = (pattern if "*" in pattern else f"*{pattern}").lower().split("*")
     found = {}
@@ -129,57 +157,87 @@ def named_as(pattern, listing, leave_out=()):
     return found
 
 
-def guess_suffix(photos, masks, mask_dir, so_far):
-    """A remedy, "--mask-suffix TEXT would pair all 20", for two listings that make `so_far` more
-    pairs than problems; None where nothing that is tried pairs nine photos of ten."""
-    best, remedy, files = (so_far, math.inf), None, sum(map(len, photos.values()))
+def guess_suffix(photos, masks, mask_dir, lead):
+    """A remedy, "--mask-suffix TEXT would pair all 20", for two listings of which `lead` is the
+    number of pairs less that of problems; None where no guess pairs nine photos of ten."""
+    n_files = sum(map(len, photos.values()))
+    best_score = (lead, math.inf)
+    remedy = None
     for suffix in likely_suffixes(photos, masks):
         pairs, problems = match(photos, masks, mask_dir, suffix)
-        # In one folder photos are what is named so, which could be any few: a quarter at least.
-        count = max(len(pairs) + len(problems), files // 4) if masks is photos else files
-        if len(pairs) >= max(2, 0.9 * count):
-            smaller = os.path.getsize(pairs[0].photo) - os.path.getsize(pairs[0].mask)
-            score = (len(pairs) - len(problems), smaller)  # masks are the smaller files
-            if score > best:
-                flag = f"--mask-suffix{'=' if suffix[0] == '-' else ' '}{shlex.quote(suffix)}"
-                all_of = "all" if len(pairs) == count else f"{len(pairs)} of"
-                best, remedy = score, f"{printable(flag)} would pair {all_of} {count}"
+        n_photos = n_files
+        if masks is photos:  # any few files may fit: let photos be a quarter of them at least
+            n_photos = max(len(pairs) + len(problems), n_files // 4)
+        if len(pairs) < max(2, 0.9 * n_photos):
+            continue
+        smaller_by = os.path.getsize(pairs[0].photo) - os.path.getsize(pairs[0].mask)
+        score = (len(pairs) - len(problems), smaller_by)  # masks are the smaller files
+        if score > best_score:
+            flag = f"--mask-suffix{'=' if suffix.startswith('-') else ' '}{shlex.quote(suffix)}"
+            share = "all" if len(pairs) == n_photos else f"{len(pairs)} of"
+            best_score, remedy = score, f"{printable(flag)} would pair {share} {n_photos}"
     return remedy
 
 
 def likely_suffixes(photos, masks):
-    """Values of --mask-suffix to try, the likeliest first: what the names of some photos do not
-    share with the masks' that begin, or end, most like them."""
-    paths = (chain(*listing.values()) for listing in (photos, masks))
-    photos, masks = ([os.path.splitext(os.path.basename(p)) for p in some] for some in paths)
-    rests = Counter()
-    for photo, step in product(Random(0).sample(photos, min(24, len(photos))), (1, -1)):
-        name, others = photo[0][::step], [(m[0][::step], m[1]) for m in masks if m != photo]
-        alike = ((os.path.commonprefix([name, other[0]]), *other) for other in others)
-        shared, mask, kind = max(alike, key=lambda a: (len(a[0]), -len(a[1])), default=[""] * 3)
-        if shared not in (name, mask):  # a word that differs is not cut in two
-            shared = re.sub(r"[ _.-][^\W\d_]*$", "", shared)
-        rest, other = name[len(shared) :], mask[len(shared) :]
-        # Two names that differ in a number only are two photos.
-        if shared and not re.search(r"[=*]|^[\W\d_]+/[\W\d_]+$", f"{rest}/{other}"):
-            rests[f"*{rest}"[::step], f"*{other}"[::step], photo[1], kind] += 1
-    for (photo, mask, *kinds), _ in rests.most_common(8):
-        for ends in (("", ""), ("", kinds[1]), kinds):
-            suffix = f"{photo}{ends[0]}={mask}{ends[1]}".removeprefix("*=")
-            yield re.sub(r"(^|=)\*(?=.)", r"\1", suffix)
+    """Yield values of --mask-suffix to try for two listings, the likeliest first: patterns by which
+    some photos' names differ from the most similar mask's."""
+    photos, masks = stems_and_types(photos), stems_and_types(masks)
+    differences = Counter()
+    for stem, file_type in Random(0).sample(photos, min(COMPARED, len(photos))):
+        others = [mask for mask in masks if mask != (stem, file_type)]
+        for step in (1, -1):  # compare from the start of the names, and from their end
+            if patterns := difference(stem, others, step):
+                differences[(*patterns, file_type)] += 1
+    for (photo, mask, mask_type, photo_type), _ in differences.most_common(TRIED):
+        for types in (("", ""), ("", mask_type), (photo_type, mask_type)):
+            suffix = f"{photo}{types[0]}={mask}{types[1]}".removeprefix("*=")
+            yield re.sub(r"(^|=)\*(?=.)", r"\1", suffix)  # a leading * may be left out
+
+
+def stems_and_types(listing):
+    """(name without file type, file type) of the files in a listing."""
+    return [os.path.splitext(os.path.basename(path)) for path in chain(*listing.values())]
+
+
+def difference(photo, masks, step):
+    """Compare a photo's name with that of the most similar mask, character by character from the
+    start (step 1) or from the end (step -1).
+
+    `masks` are stems_and_types. Returns a pattern for the photo's name, one for the mask's, and the
+    mask's file type; None where the names share nothing or seem to be those of two photos.
+    """
+    photo, similar = photo[::step], ("", "", "")
+    for stem, file_type in masks:
+        stem = stem[::step]
+        shared = os.path.commonprefix([photo, stem])
+        if (len(shared), -len(stem)) > (len(similar[0]), -len(similar[1])):
+            similar = (shared, stem, file_type)
+    shared, mask, mask_type = similar
+    if shared not in (photo, mask):  # keep a word that differs whole
+        shared = re.sub(r"[ _.-][^\W\d_]*$", "", shared)
+    rests = photo[len(shared) :], mask[len(shared) :]
+    differ_in_numbers = all(re.fullmatch(r"[\W\d_]+", rest) for rest in rests)
+    if not shared or differ_in_numbers or re.search(r"[=*]", "".join(rests)):
+        return None
+    photo_pattern, mask_pattern = (f"*{rest}"[::step] for rest in rests)
+    return photo_pattern, mask_pattern, mask_type
+
+
+# One pair -----------------------------------------------------------------------------------------
 
 
 def check_header(pair):
-    """Raise BadInput unless both files are images of the same size; decodes nothing."""
+    """Raise BadInput unless both files are images of the same size; decodes neither."""
     with open_image(pair.photo) as photo, open_image(pair.mask) as mask:
-        (width, height), mask_size = upright_size(photo), upright_size(mask)
-    if (width, height) != mask_size:
-        mask = f"its mask {display_path(pair.mask)} is {mask_size[0]}x{mask_size[1]}"
-        both = f"{width}x{height}, but {mask}"
-        raise BadInput(pair.photo, both, "make one of them again, or remove both")
+        photo_size, mask_size = upright_size(photo), upright_size(mask)
+    if photo_size != mask_size:
+        own_size, other_size = ("x".join(map(str, size)) for size in (photo_size, mask_size))
+        reason = f"{own_size}, but its mask {display_path(pair.mask)} is {other_size}"
+        raise BadInput(pair.photo, reason, "make one of them again, or remove both")
 
 
-def read_pair(pair, size=None, channels=3, labels=Labels(), counts=None):  # noqa: B008
+def read_pair(pair, size=None, channels=3, labels=BINARY, counts=None):
     """(photo, mask) as read_photo and read_mask give them. Raises BadInput."""
     return read_photo(pair.photo, size, channels), read_mask(pair.mask, size, labels, counts)
 
@@ -188,7 +246,10 @@ def read_pair(pair, size=None, channels=3, labels=Labels(), counts=None):  # noq
 
 
 def for_all(work, items, description):
-    """Yield work(item) in order, computed on all cores; raises BadInput, of all, at the end."""
+    """Yield work(item) for each item, in order, computed on all cores.
+
+    Items for which it raises BadInput are left out; at the end one BadInput lists them all.
+    """
 
     def attempt(item):
         try:
@@ -209,10 +270,10 @@ def for_all(work, items, description):
 
 
 def in_threads(work, items, ahead):
-    """Yield work(item) in order, computed on all cores up to `ahead` items before it is asked for.
+    """Yield work(item) for each item, in order, computed on all cores, up to `ahead` items early.
 
-    Items may come from a generator: it is gone on with here, in the caller's thread, while the
-    others work. Pillow's and OpenCV's work lets go of Python's lock, so threads are enough.
+    Items may come from a generator, which runs in the caller's thread while the others work. Pillow
+    and NumPy release Python's lock, so threads are enough.
     """
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:

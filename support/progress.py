@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, elsewhere a line now and then."""
+"""Progress of long work: a bar on a terminal, elsewhere a line now and then."""
 
 import io
 import sys
@@ -11,18 +11,28 @@ SECONDS = 60  # between two lines
 
 
 class ProgressBar(tqdm):
-    """tqdm's bar, of the first process; where there is no terminal, a line a minute instead."""
+    """tqdm's bar, in the first process only; without a terminal, a printed line a minute instead.
+
+    Takes the arguments of tqdm.
+    """
 
     def __init__(self, *args, **options):
-        self.terminal = sys.stderr.isatty()
-        if not self.terminal:
-            lines = {"file": io.StringIO(), "mininterval": SECONDS, "delay": SECONDS}
-            options |= lines | {"miniters": 1, "ncols": 80, "ascii": True}
-        super().__init__(*args, leave=False, disable=rank() > 0, **{"delay": 1} | options)
+        self.is_terminal = sys.stderr.isatty()
+        options = {"delay": 1} | options
+        if not self.is_terminal:
+            options |= {
+                "file": io.StringIO(),  # tqdm's own output goes nowhere
+                "delay": SECONDS,
+                "mininterval": SECONDS,
+                "miniters": 1,
+                "ncols": 80,
+                "ascii": True,
+            }
+        super().__init__(*args, leave=False, disable=rank() > 0, **options)
 
     def display(self, msg=None, pos=None):
-        """Called by tqdm when it is time to show something; with "" to clear it."""
-        if self.terminal:
+        """Show the progress; tqdm calls this when it is due, and with "" to clear the bar."""
+        if self.is_terminal:
             super().display(msg, pos)
         elif msg != "":
             print(self, flush=True)

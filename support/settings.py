@@ -1,16 +1,12 @@
-"""The settings of a run: a dataclass whose fields are flags; from flags, checkpoint, constants."""
+"""From flags, edited constants and a checkpoint to the settings of a run."""
 
-import argparse
 import dataclasses
-import math
 import os
-import typing
 
-from support.command_line import Parser, number_between, regular_expression, whole_number
 from support.errors import BadInput
-from support.images import MAX_CLASSES
+from support.flags import check, flag_name, flag_of, get_args_parser
 
-FOLDERS = {  # the settings that name photos, and what they are called under --data-dir
+FOLDERS = {  # the settings that name folders, and the folders' names under --data-dir
     "train_img_dir": "train_images",
     "train_mask_dir": "train_masks",
     "val_img_dir": "val_images",
@@ -18,132 +14,173 @@ FOLDERS = {  # the settings that name photos, and what they are called under --d
 }
 HELD_OUT = {"val_img_dir": None, "val_mask_dir": None}  # validation is split from training
 
-
-def class_names(words):
-    """The names of classes: as given, or where that is a number, of so many. Raises BadInput."""
-    words = [words] if isinstance(words, (str, int)) else list(words)
-    number = len(words) == 1 and str(words[0]).isdecimal()
-    count = int(words[0]) if number else len(words)
-    if not 1 <= count <= MAX_CLASSES or len(set(words)) < len(words):
-        given = f"{count} classes, or two of one name"
-        raise BadInput("--classes", given, f"name 1 to {MAX_CLASSES} different ones")
-    if number:
-        words = ["object"] if count == 1 else range(1, count + 1)
-    return tuple(map(str, words))
+# Flags and folders --------------------------------------------------------------------------------
 
 
-def flag(default, help, *names, group=None, least=1, most=10**9, saved=True, **options):
-    """A field of a frozen dataclass of settings that is a flag of the same name too.
-
-    `names` are shorter ones, `group` the heading in --help of this and those after it, `least` and
-    `most` bounds of a whole number, `options` argparse's own; `saved` is False for what belongs to
-    one call of the script and not to the run."""
-    default = tuple(default) if isinstance(default, list) else default
-    facts = {"help": help, "names": names, "group": group, "saved": saved, "options": options}
-    return dataclasses.field(default=default, metadata=facts | {"bounds": (least, most)})
-
-
-def get_args_parser(settings, prog):
-    """Every field of the dataclass as a flag; one that is not given leaves no trace."""
-    about = f"The defaults are the constants at the top of {prog}."
-    parser = group = Parser(prog=prog, description=about, argument_default=argparse.SUPPRESS)
-    for field in dataclasses.fields(settings):
-        facts, default, options = field.metadata, field.default, dict(field.metadata["options"])
-        kinds = typing.get_args(field.type) or (field.type,)
-        if facts["group"]:
-            group = parser.add_argument_group(facts["group"])
-        if field.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif int in kinds:
-            options |= {"type": whole_number(*facts["bounds"]), "metavar": "N"}
-        elif float in kinds:
-            options |= {"type": number_between(0, math.inf), "metavar": "X"}
-        elif field.name.endswith("_dir"):
-            options["metavar"] = "DIR"
-        elif field.name == "group":
-            options["type"] = regular_expression
-        if typing.get_origin(field.type) is tuple:
-            many = default if isinstance(default, tuple) else (default,)
-            options["nargs"], default = "+", " ".join(map(str, many)) or None
-        elif "const" in options:
-            options |= {"nargs": "?", "metavar": "FILE"}
-        name = "--" + field.name.replace("_", "-")
-        help = facts["help"] + (f" (default: {default})" if default is not None else "")
-        group.add_argument(name, *facts["names"], help=help, **options)
-    parser.add_argument("--data-dir", metavar="DIR", help="the four folders of photos under DIR")
-    return parser
-
-
-def parse(parser, argv):
-    """{name: value} of the flags in argv, several values as a tuple. Raises BadInput."""
-    given = vars(parser.parse_args([str(word) for word in argv]))
-    if "classes" in given:
-        given["classes"] = class_names(given["classes"])
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-
-
-def read_flags(parser, argv):
-    """{name: value} of the settings that flags give, paths in full. Raises BadInput."""
-    given = parse(parser, argv)
-    if {"step_size", "gamma"} & given.keys() and given.setdefault("scheduler", "step") != "step":
-        raise BadInput("--step-size, --gamma", "belong to --scheduler step", "leave them out")
+def read_flags(settings_class, argv, prog="train.py"):
+    """{name: value} of the settings that flags in argv give, paths in full. Raises BadInput."""
+    words = [str(word) for word in argv]
+    given = vars(get_args_parser(settings_class, prog).parse_args(words))
+    data_dir = given.pop("data_dir", None)
+    checked = check(settings_class, given)
+    given = {name: getattr(checked, name) for name in given}
+    for name in given.keys() & {"step_size", "gamma"}:
+        if given.setdefault("scheduler", "step") != "step":
+            raise BadInput(flag_name(name), "belongs to --scheduler step", "leave it out")
     for name in given:
         if name == "pretrained" or name.endswith("_dir"):
             given[name] = os.path.abspath(given[name])
-    if data_dir := given.pop("data_dir", None):
+    if ("val_img_dir" in given) != ("val_mask_dir" in given):
+        raise BadInput("--val-img-dir and --val-mask-dir", "belong together", "name both")
+    return folders_from_flags(given, data_dir) | given
+
+
+def folders_from_flags(given, data_dir):
+    """{name: folder} of the settings that --data-dir, or --train-img-dir, means for others."""
+    if data_dir:
+        data_dir = os.path.abspath(os.path.expanduser(data_dir))
         folders = {name: os.path.join(data_dir, folder) for name, folder in FOLDERS.items()}
-        return folders | ({} if os.path.isdir(folders["val_img_dir"]) else HELD_OUT) | given
-    # Photos of the user's own are not validated on whatever lies in data/val_images.
-    return (HELD_OUT if "train_img_dir" in given else {}) | given
+        return folders if os.path.isdir(folders["val_img_dir"]) else folders | HELD_OUT
+    # The user's own photos are not validated on whatever lies in data/val_images.
+    return HELD_OUT if "train_img_dir" in given else {}
 
 
-def parse_value(parser, field, value):
-    """A setting that does not come from the shell, as its flag would have it. Raises BadInput."""
-    name, flag = field.name, "--" + field.name.replace("_", "-")
-    if value == () or value == [] or value is None and type(None) in typing.get_args(field.type):
-        return value
-    if isinstance(value, bool):
-        return parse(parser, [flag if value else flag.replace("--", "--no-")])[name]
-    return parse(parser, [flag, *(value if isinstance(value, (list, tuple)) else [value])])[name]
+def existing_photos(defaults, from_flags, root):
+    """{name: value} of settings that follow from which photos there are.
+
+    None if no flag names photos and none of the default folders, under root, exists yet.
+    """
+    there = [name for name in FOLDERS if (root / (getattr(defaults, name) or "no")).exists()]
+    if FOLDERS.keys() & from_flags.keys() or "val_img_dir" in there:
+        return {}
+    if there or defaults.train_img_dir != "data/train_images":
+        return HELD_OUT
+    return None
 
 
-def choose_settings(settings, parser, given, start, checkpoint, source):
-    """Each setting as its flag gives it, else as an edited constant, else as the checkpoint has it,
-    else as in `start`, else as the constant. Network and size are those of `source`, a checkpoint
-    too. Says in a line what is another than the checkpoint's. Raises BadInput."""
-    constants, saved, edited = {}, {}, {}
-    settings_then, constants_then = (checkpoint.get(n, {}) for n in ("settings", "constants"))
-    for field in dataclasses.fields(settings):
-        name, constant = field.name, parse_value(parser, field, field.default)
-        constants[name] = constant
+# Which source of a value counts -------------------------------------------------------------------
+
+
+def choose_settings(settings_class, recipes, from_flags, from_photos, checkpoint, pretrained):
+    """Settings of a run, each from the source that counts.
+
+    Args:
+        recipes: {name: {setting: value}}.
+        from_flags: {setting: value} that read_flags gave.
+        from_photos: {setting: value} that follow from which photos there are, as for the demo.
+        checkpoint: the run's own checkpoint, which load_checkpoint gave; {} for a new run.
+        pretrained: the checkpoint whose weights a new run starts from; {} for none.
+
+    Prints a line for each value that differs from the checkpoint's. Raises BadInput.
+    """
+    defaults = dataclasses.asdict(check(settings_class, {}))
+    from_start = {}
+    if "settings" not in checkpoint:
+        recipe = (defaults | from_photos | from_flags)["recipe"]
+        from_start = recipes[recipe] | from_photos
+    from_checkpoint = saved_settings(settings_class, checkpoint, from_flags)
+    from_checkpoint |= network_settings(checkpoint, pretrained)
+    edited_constants = find_edited(settings_class, checkpoint, defaults)
+    # A flag counts first, then an edited constant, the checkpoint, recipe or demo, the default.
+    values = defaults | from_start | from_checkpoint | edited_constants | from_flags
+    chosen = check(settings_class, values)
+    check_together(chosen, from_flags)
+    check_network(chosen, checkpoint, pretrained)
+    print_changes(chosen, from_checkpoint, edited_constants | from_flags if checkpoint else {})
+    if "recipe" in from_photos:  # which only the demo's settings name
+        print_demo(chosen, from_start)
+    return chosen
+
+
+def print_changes(chosen, from_checkpoint, changes):
+    """Print a line for each setting that differs from the checkpoint's."""
+    for name in changes:
+        before = from_checkpoint.get(name, getattr(chosen, name))
+        if before != getattr(chosen, name):
+            print(f"{name}: {getattr(chosen, name)}, instead of the checkpoint's {before}")
+
+
+def print_demo(chosen, from_demo):
+    """Print the demo's settings that count."""
+    own = [
+        f"{name} {value}"
+        for name, value in from_demo.items()
+        if name not in FOLDERS and value == getattr(chosen, name)
+    ]
+    listed = ", ".join(own)
+    print(f"Training on the demo set in data/demo with its own settings: {listed}")
+
+
+def check_together(chosen, from_flags):
+    """Raises BadInput for settings that are right each by itself, but not together."""
+    if from_flags.keys() & {"image_height", "image_width"} and chosen.crop:
+        reason = f"--crop {chosen.crop} trains on squares of photos that are not scaled"
+        raise BadInput("--image-height and --image-width", reason, "leave them out, or --crop 0")
+    if bool(chosen.val_img_dir) != bool(chosen.val_mask_dir):
+        raise BadInput("VAL_IMG_DIR and VAL_MASK_DIR", "belong together", "set both, or neither")
+    smallest = 2 ** (len(chosen.features) + 1)  # leaves 2x2 pixels at the bottom, for BatchNorm
+    if min(chosen.size) < smallest:
+        reason = f"{len(chosen.features)} levels of --features need at least {smallest}"
+        raise BadInput("--image-height, --image-width, --crop", reason, "name larger ones")
+
+
+def saved_settings(settings_class, checkpoint, from_flags):
+    """{name: value} of a checkpoint's settings. What is no longer offered is left out, with a line.
+
+    Raises BadInput if the optimizer is no longer offered and no flag names another one, since the
+    checkpoint's learning rate suits no other.
+    """
+    kept = {}
+    saved = checkpoint.get("settings", {})
+    for name, field in settings_class.__pydantic_fields__.items():
+        if name not in saved or not flag_of(field).saved:
+            continue
         try:
-            if field.metadata["saved"] and name in settings_then:
-                saved[name] = parse_value(parser, field, settings_then[name])
-            if parse_value(parser, field, constants_then.get(name, constant)) != constant:
-                edited[name] = constant
+            kept[name] = getattr(check(settings_class, {name: saved[name]}), name)
         except BadInput as problem:
-            # No other optimizer suits the learning rate that goes on with it.
-            if name == "optimizer" and name in settings_then and name not in saved | given:
-                why = f"the checkpoint's {settings_then[name]} is not offered any more"
+            if name == "optimizer" and name not in from_flags:
                 remedy = "choose one and its --lr, or start from the weights: --pretrained FILE"
-                raise BadInput("--optimizer", why, remedy) from None
-            counts = (saved | given).get(name, constant)
-            print(f"The checkpoint's {name} is not offered, so {counts} counts ({problem.reason})")
-    network, fixed, changes = {}, {}, edited | given
-    if source:
-        height, width = source["image_size"]
-        network = {"image_height": height, "image_width": width, "crop": source["crop"] or 0}
-        fixed = {name: source["model"][name] for name in ("in_channels", "features")}
-        fixed["features"] = tuple(fixed["features"])
+                raise BadInput("the checkpoint's optimizer", problem.reason, remedy) from None
+            print(f"The checkpoint's {name} does not count: it {problem.reason}")
+    return kept
+
+
+def find_edited(settings_class, checkpoint, defaults):
+    """{name: value} of the defaults that have been edited since the checkpoint was written."""
+    edited = {}
+    for name, then in checkpoint.get("constants", {}).items():
+        if name not in defaults:
+            continue
+        try:
+            then = getattr(check(settings_class, {name: then}), name)
+        except BadInput:  # no longer offered, so it is no longer the default either
+            continue
+        if then != defaults[name]:
+            edited[name] = defaults[name]
+    return edited
+
+
+def network_settings(checkpoint, pretrained):
+    """{name: value} of the settings that the network of a checkpoint determines."""
+    network = checkpoint or pretrained
+    if not network:
+        return {}
+    settings = {
+        "in_channels": network["model"]["in_channels"],
+        "features": tuple(network["model"]["features"]),
+        "crop": network["crop"] or 0,
+    }
+    if not network["crop"]:
+        settings["image_height"], settings["image_width"] = network["image_size"]
     if checkpoint:
-        fixed["classes"] = tuple(checkpoint["classes"])
-    network |= fixed
-    for name in fixed:
-        if changes.get(name, fixed[name]) != fixed[name]:
-            reason = f"the checkpoint's network has {fixed[name]}"
-            raise BadInput("--" + name.replace("_", "-"), reason, "leave it out, or start afresh")
-    for name, value in changes.items():
-        before = (saved | network).get(name, value) if checkpoint else value
-        if value != before:
-            print(f"{name}: {value}, as given, instead of the checkpoint's {before}")
-    return settings(**constants | start | saved | network | changes)
+        settings["classes"] = tuple(checkpoint["classes"])
+    return settings
+
+
+def check_network(chosen, checkpoint, pretrained):
+    """Raises BadInput if chosen settings do not fit the network that weights come from."""
+    expected = network_settings(checkpoint, pretrained)
+    for name in expected.keys() & {"in_channels", "features", "classes"}:
+        if getattr(chosen, name) != expected[name]:
+            reason = f"the checkpoint's network has {expected[name]}"
+            raise BadInput(flag_name(name), reason, "leave it out, or start afresh")

@@ -1,10 +1,9 @@
-"""Ctrl-C and SIGTERM: where a script stops, with which exit code, and its data workers with it."""
+"""Ctrl-C and SIGTERM: where a script stops, its exit code, and the end of its data workers."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 
 import cv2
@@ -12,17 +11,23 @@ from torch import distributed as dist
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks this process to end; the argument is its number, less 128 the exit code."""
+    """A signal asks this process to end. Its argument is the signal's number."""
+
+    @property
+    def exit_code(self):
+        """The exit code that shells expect: 128 and the signal's number."""
+        return 128 + self.args[0]
 
 
 def stop_now(number, frame):
-    """A signal's handler: what is being written is removed on the way out."""
+    """A signal's handler: raises Stopped, so that what is being written is removed on the way."""
     raise Stopped(number)
 
 
 @contextlib.contextmanager
 def handling(handler, *signals):
-    """Handle these signals so in the block, unless they are ignored, as in a job begun with `&`."""
+    """Handle signals in the block by `handler`, unless they are ignored, as in a job started with
+    `&`."""
     before = {}
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
         before = {n: signal.getsignal(n) for n in signals if signal.getsignal(n) != signal.SIG_IGN}
@@ -31,25 +36,31 @@ def handling(handler, *signals):
     try:
         yield
     finally:
-        for number, was in before.items():
-            signal.signal(number, was)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 class StopRequest:
-    """What signals asked for, to be looked at between two steps; a second Ctrl-C does not wait."""
+    """The signal that asked a training to stop; the training looks at it between two steps.
 
-    number = 0  # the signal's; 0: none came
+    Attributes:
+        number: the signal's number; 0 if none came.
+    """
+
+    def __init__(self):
+        self.number = 0
 
     def receive(self, number, frame):
-        """A signal's handler."""
+        """A signal's handler. A second Ctrl-C does not wait."""
         self.number = self.number or number
-        # torchrun hands on to its processes what the terminal has sent them already.
+        # torchrun passes on to its processes what the terminal has sent them already.
         if not dist.is_initialized() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        print("\nStopping after this step; Ctrl-C again leaves at once", file=sys.stderr)
+        # Not print: the signal may have come while the main program was printing.
+        os.write(2, b"\nStopping after this step; press Ctrl-C again to leave at once\n")
 
     def watch(self, batches):
-        """Batches of work that may be given up. Raises Stopped between two of them."""
+        """Yield batches. Raises Stopped between two of them once a signal has come."""
         for batch in batches:
             if self.number and not dist.is_initialized():  # the other processes would wait
                 raise Stopped(self.number)
@@ -58,14 +69,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request():
-    """A block in which Ctrl-C and SIGTERM only set the `number` of the StopRequest it gives."""
+    """A block in which Ctrl-C and SIGTERM only set the number of the StopRequest that it gives."""
     request = StopRequest()
     with handling(request.receive, signal.SIGINT, signal.SIGTERM):
         yield request
 
 
 def init_worker(_):
-    """A worker leaves signals to its run, ends when that does, and uses one core."""
+    """Set up a data worker: it ignores signals, ends with the main process, and uses one core."""
     for number in (signal.SIGINT, signal.SIGTERM):  # which may be sent to all processes
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -73,6 +84,15 @@ def init_worker(_):
 
 
 def end_with_parent():
-    """End this process as soon as its run has ended, also by SIGKILL: PyTorch may never look."""
+    """End this process as soon as its parent has ended, even by SIGKILL."""
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def clean_start_method():
+    """The start method of processes that load or draw data: from a process without threads.
+
+    A process forked while other threads hold locks, such as OpenCV's, may wait for them forever.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    return "forkserver" if "forkserver" in methods else "spawn"

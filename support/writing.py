@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and runs that are never overwritten."""
+"""Files that are either whole or not there, and runs that are never overwritten."""
 
 import contextlib
 import functools
@@ -9,11 +9,16 @@ from pathlib import Path
 
 from support.errors import BadInput, display_path
 
+LEFTOVER_AGE = 300  # seconds without a write, after which a half-written file is left over
+
 
 @contextlib.contextmanager
 def write_aside(path, remedy="free some space or choose another folder"):
-    """Open `path` for writing bytes so that it is never seen half-written: beside its place,
-    flushed and renamed, so that a kill leaves the file that was there before. Raises BadInput."""
+    """Open `path` for writing bytes so that nobody ever sees it half-written. Raises BadInput.
+
+    The bytes go to another file beside it, which is flushed to the disk and then renamed: a process
+    killed while writing leaves the earlier file as it was.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name[:60]}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
@@ -31,40 +36,46 @@ def write_aside(path, remedy="free some space or choose another folder"):
             aside.unlink()
 
 
-@functools.cache  # once a process and folder: there may be thousands of files to look through
+@functools.cache  # once for each folder and process: it may hold thousands of files
 def remove_leftovers(folder):
-    """Remove what processes killed while writing have left half-written, five minutes ago."""
+    """Remove what processes that were killed while writing left in a folder half-written."""
     for leftover in folder.glob(".*.[0-9]*.partial"):
-        with contextlib.suppress(OSError):  # others may look at the same time
-            if time.time() - leftover.stat().st_mtime > 300:
+        with contextlib.suppress(OSError):  # another process may have removed it
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
                 leftover.unlink()
 
 
 def save_picture(image, path, **options):
-    """Write a PIL image as PNG, whole or not at all; `options` are those of Pillow's writer."""
+    """Write a PIL image as PNG, whole or not at all; `options` are those of Pillow's writer. Raises
+    BadInput."""
     with write_aside(path) as file:
         image.save(file, format="png", **options)
 
 
 def check_output(folder, flag="--output-dir"):
-    """Raises BadInput where the folder of this flag cannot be made or written to."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    """Raise BadInput if the folder that this flag names cannot be made or written to."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BadInput(folder, "cannot be written", f"name another {flag}")
 
 
 def move_aside(output, names):
-    """Rename those of `names` that are in the folder, and its pictures, to `*.previous`, or where
-    that is taken to `*.2.previous` and so on: nothing is overwritten."""
-    pictures, suffix, number = output / "saved_images", ".previous", 1
-    old = [output / name for name in names if (output / name).exists()]
+    """Rename an earlier run's files to `*.previous`, or if that exists to `*.2.previous` and so on.
+
+    Args:
+        output: the run's folder, a Path.
+        names: the files to rename, if they exist; the pictures in `saved_images` are moved as well.
+    """
+    pictures = output / "saved_images"
+    files = [output / name for name in names if (output / name).exists()]
     drawn = list(pictures.glob("[!.]*"))
-    if not old and not drawn:
+    if not files and not drawn:
         return
-    while any(path.with_name(path.name + suffix).exists() for path in (*old, pictures)):
+    suffix, number = ".previous", 1
+    while any(path.with_name(path.name + suffix).exists() for path in (*files, pictures)):
         number += 1
         suffix = f".{number}.previous"
-    for path in old:
+    for path in files:
         path.rename(path.with_name(path.name + suffix))
     old_pictures = output / (pictures.name + suffix)
     for path in drawn:

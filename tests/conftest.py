@@ -23,8 +23,8 @@ from model import UNet
 from support.command_line import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = "--features 4 8 --image-height 32 --image-width 48 --batch-size 4 --lr 1e-2 --device cpu"
-SMALL = SMALL.split()
+NETWORK = ["--features", "4", "8", "--batch-size", "4", "--lr", "1e-2", "--device", "cpu"]
+SMALL = [*NETWORK, "--image-height", "32", "--image-width", "48"]
 
 torch.set_num_threads(1)  # on which networks as small as these are fastest
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # of processes that tests start

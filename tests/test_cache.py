@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from dataset import get_loaders
 from support import cache
 from support.cache import Cache
+from support.masks import BINARY, Labels
 from support.pairs import find_pairs, read_pair
 
 
@@ -18,9 +20,9 @@ def pairs_of(data):
     return find_pairs(data / "train_images", data / "train_masks")
 
 
-def build(data, size=(16, 24), channels=3):
-    """A cache of the pairs there are now."""
-    built = Cache(pairs_of(data), size, channels, data / "train_images")
+def build(data, size=(16, 24), channels=3, pairs=None, labels=BINARY):
+    """A cache of these pairs, or of those there are now."""
+    built = Cache(pairs or pairs_of(data), size, channels, data / "train_images", labels=labels)
     built.build()
     return built
 
@@ -41,7 +43,7 @@ def test_a_cache_is_built_once(data, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["photo", "mask", "touched", "added", "removed"])
-def test_a_cache_is_built_anew_when_its_files_change(data, change):
+def test_a_cache_is_rebuilt_when_its_files_change(data, change):
     first, pair = build(data), pairs_of(data)[4]
     if change == "added":
         write_pairs(data, cars=1, seed=1)
@@ -57,7 +59,7 @@ def test_a_cache_is_built_anew_when_its_files_change(data, change):
         assert all(map(np.array_equal, second.read(pair), read_pair(pair, (16, 24))))
 
 
-def test_a_file_that_was_cut_off_is_built_anew(data):
+def test_a_file_that_was_cut_off_is_rebuilt(data):
     path = build(data).path
     content = path.read_bytes()
     path.write_bytes(content[:-200])
@@ -74,6 +76,29 @@ def test_caches_of_several_sizes_and_folders_lie_beside_each_other(data, tmp_pat
         for _ in range(2):
             get_loaders(*folders, None, None, 4, size=(16, 24), cache_dir=tmp_path / "caches")
     assert len(os.listdir(tmp_path / "caches")) == 2
+
+
+@pytest.mark.parametrize("labels", [Labels(values=(255,)), Labels(ignore=7), Labels(2, (255, 7))])
+def test_a_cache_of_other_labels_is_removed_only_when_its_own_files_change(data, labels):
+    first, other = build(data), build(data, labels=labels)
+    assert first.exists and other.exists and first.path != other.path
+    os.utime(pairs_of(data)[0].photo, (0, 0))
+    assert build(data, labels=labels).exists and not other.path.exists() and first.path.exists()
+    assert build(data).exists and not first.path.exists()
+    assert len(os.listdir(data / ".cache")) == 2
+
+
+def test_a_cache_of_the_same_photos_with_other_masks_stays(data):
+    images, masks = data / "train_images", data / "train_masks"
+    for path in list(masks.iterdir()):
+        for observer in ("1st", "2nd"):
+            shutil.copy(path, masks / path.name.replace("_mask", f"_{observer}"))
+        path.unlink()
+    caches = [build(data, pairs=find_pairs(images, masks, f"_{n}")) for n in ("1st", "2nd")]
+    assert caches[0].exists and caches[1].exists
+    os.utime(caches[1].pairs[0].mask, (0, 0))
+    build(data, pairs=find_pairs(images, masks, "_2nd"))
+    assert caches[0].exists and not caches[1].exists
 
 
 def test_a_cache_sent_to_a_worker_leaves_its_map_behind(data):

@@ -6,15 +6,14 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, rows
 
 import train
 from model import UNet
 from support import checkpoints
 from support.errors import BadInput
+from support.run import EpochProgress
 from utils import CHECKPOINT, build_model, load_checkpoint, save_checkpoint
-
-COLUMNS = train.COLUMNS.split()
 
 
 def classic(weights=None, **facts):
@@ -23,7 +22,7 @@ def classic(weights=None, **facts):
     return {"state_dict": weights, "optimizer": {}} | facts
 
 
-def refused(path, line="no checkpoint"):
+def refused(path, line="checkpoint"):
     with pytest.raises(BadInput, match=line) as problem:
         load_checkpoint(path)
     assert problem.value.path == path and problem.value.remedy
@@ -42,12 +41,14 @@ def test_a_classic_checkpoint_says_what_it_does_not_say(tmp_path):
     assert torch.allclose(build_model(checkpoint)(x), model(x), atol=1e-6)
 
 
-def test_a_run_that_an_earlier_version_stopped_can_be_gone_on_with():
-    checkpoint = load_checkpoint(ROOT / "tests" / "files" / "stopped_by_60dd799.pth.tar")
+@pytest.mark.parametrize("version, size, loss", [("60dd799", 16, 4.6084), ("398d319", 16, 5.4795)])
+def test_a_run_that_an_earlier_version_stopped_can_be_resumed(version, size, loss):
+    checkpoint = load_checkpoint(ROOT / "tests" / "files" / f"stopped_by_{version}.pth.tar")
     assert build_model(checkpoint)(torch.rand(1, 3, 16, 24)).isfinite().all()
-    assert checkpoints.check_history(checkpoint["history"], COLUMNS) == checkpoint["history"]
-    progress = train.Progress(**checkpoints.check_progress(checkpoint["part"]))
-    assert (progress.step, progress.seen, round(progress.loss_sum, 4)) == (2, 4, 4.6084)
+    assert checkpoints.check_history(checkpoint["history"]) == checkpoint["history"]
+    progress = EpochProgress(**checkpoints.progress_of(checkpoint))
+    assert (progress.batches_done, progress.photos_done) == (2, 4)
+    assert round(progress.loss_sum, 4) == loss
 
 
 def test_a_finished_run_leaves_plain_values_under_the_classic_keys(trained):
@@ -114,13 +115,23 @@ def test_contents_that_make_no_sense_are_refused(tmp_path, state):
     refused(tmp_path / "strange")
 
 
-def test_rows_of_a_history_may_say_more_and_never_less():
-    row = dict.fromkeys(COLUMNS, 0.5) | {"epoch": 1}
-    history = [row | {"threshold": 0.5}, row | {"epoch": 2}]
-    assert checkpoints.check_history(history, COLUMNS) == history
-    for wrong in (row | {"epoch": 2}, row | {"dice": torch.nan}, row | {"dice": "1"}, {"epoch": 1}):
+def test_rows_of_a_history_may_have_other_columns_but_need_their_epoch_and_dice():
+    row = {"epoch": 1, "dice": 0.5}
+    history = [row | {"threshold": 0.5}, row | {"epoch": 2, "iou": 0.4}]
+    assert checkpoints.check_history(history) == history
+    for wrong in (row | {"epoch": 2}, row | {"dice": torch.nan}, row | {"dice": "a"}, {"epoch": 1}):
         with pytest.raises(checkpoints.UNUSABLE):
-            checkpoints.check_history([wrong], COLUMNS)
+            checkpoints.check_history([wrong])
+
+
+def test_a_history_whose_rows_lack_a_column_is_resumed(fit, finished):
+    checkpoint = load_checkpoint(finished / CHECKPOINT)
+    for row in checkpoint["history"]:
+        del row["iou"], row["learning_rate"]
+    save_checkpoint(checkpoint, finished / CHECKPOINT)
+    code, _, err = fit("run", "--load-model", "--epochs", 3)
+    assert code == 0, err
+    assert [row["iou"] != "" for row in rows(finished)] == [False, False, True]
 
 
 def steps(kind, change):

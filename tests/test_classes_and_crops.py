@@ -6,17 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, assert_refused, assert_same_run, rows
+from conftest import NETWORK, SMALL, assert_refused, assert_same_run, rows
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import test as evaluation
 import train
 import utils
 from dataset import CarvanaDataset, car_id, get_loaders, split_by_car, to_channels
-from support import advice
 from support.cache import Cache
-from support.images import IGNORED, Labels
+from support.masks import IGNORED, Labels
 from support.pairs import Pair, find_pairs
 from support.scores import label_map
 from support.tiles import in_tiles
@@ -52,7 +52,8 @@ def learn(call, scenes, tmp_path):
 
     def learn(folder, *flags):
         folders = ["--data-dir", scenes, "--output-dir", tmp_path / folder, "--ignore", 9]
-        return call(train.main, *folders, *SMALL, "--loss", "bce-dice", *flags)
+        small = NETWORK if "--crop" in flags else SMALL
+        return call(train.main, *folders, *small, "--loss", "bce-dice", *flags)
 
     return learn
 
@@ -133,23 +134,6 @@ def test_what_the_regular_expression_finds_stays_on_one_side():
     assert not sides[0] & sides[1] and len(val_pairs) % 5 == 0
 
 
-@pytest.mark.parametrize(
-    "held_out, names, hint",
-    [
-        ("Image_02L", ["Image_02R", "Image_03R"], "(.*)[LR]$"),
-        ("frame_0009", ["frame_0010"], r"(.*)\d$"),
-        ("exp1_num_5", ["exp1_num_4", "exp2_num_7"], r"(.*?)\d+$"),
-        ("b", ["a", "c"], None),
-        ("21_training", ["22_training"], None),
-        ("frame_12", ["frame_3", "frame_44"], None),
-    ],
-)
-def test_held_out_photos_that_look_like_neighbours_are_named(held_out, names, hint):
-    lines = advice.neighbours(names, [held_out])
-    assert bool(lines) == bool(hint)
-    assert not hint or all(part in lines[0] for part in (held_out, names[0], f"'{hint}'"))
-
-
 # Whole runs
 
 
@@ -211,7 +195,7 @@ def test_a_weight_says_how_often_the_pixels_of_a_class_count(loss):
 def test_weights_for_other_classes_start_a_run_but_for_their_last_layer(learn, tmp_path, trained):
     weights = trained / "best_checkpoint.pth.tar"
     code, out, err = learn("run", *CLASSES, "--epochs", 1, "--lr", "1e-9", "--pretrained", weights)
-    assert code == 0 and "last layer, for 1 classes there, starts anew" in out, err
+    assert code == 0 and "last layer, for 1 classes there, starts with random weights" in out, err
     before = utils.load_checkpoint(weights)["state_dict"]
     after = utils.load_checkpoint(tmp_path / "run" / "my_checkpoint.pth.tar")["state_dict"]
     name = "downs.0.conv.0.weight"
@@ -309,3 +293,42 @@ def test_masks_of_classes_that_nobody_named_are_refused_with_what_is_in_them(lea
     folders = ["--data-dir", scenes, *SMALL]
     refused = call(train.main, *folders)
     assert_refused(refused, "train_masks", "--classes", "--mask-value", "--ignore")
+
+
+def test_a_photo_of_ignored_pixels_alone_counts_in_no_score(capsys):
+    masks = torch.zeros(3, 1, 4, 4)
+    masks[0, 0, :2] = 1
+    masks[2] = -1
+    logits = torch.where(masks > 0, 5.0, -5.0)
+    logits[1] = 5
+    loader = DataLoader(TensorDataset(logits, masks), batch_size=3)
+    scores = check_accuracy(loader, nn.Identity(), "cpu")
+    assert scores["dice"] == 0.5, "the mean of 1 and 0; the third photo does not count"
+    assert "Got 16/32 with acc 50.00" in capsys.readouterr().out
+    only_ignored = DataLoader(TensorDataset(logits[2:], masks[2:]))
+    assert all(
+        np.isfinite(score) for score in check_accuracy(only_ignored, nn.Identity(), "cpu").values()
+    )
+
+
+def test_held_out_photos_without_any_class_leave_a_run_that_resumes(learn, scenes, tmp_path):
+    shutil.copytree(scenes / "train_images", scenes / "val_images")
+    (scenes / "val_masks").mkdir()
+    for path in (scenes / "train_masks").iterdir():
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask == 9, mask, 0)).save(scenes / "val_masks" / path.name)
+    flags = *CLASSES, "--no-cache", "--epochs"
+    code, _, err = learn("run", *flags, 2)
+    if code == 2:  # "no mask has a pixel of an object" may refuse them, too
+        assert "no mask has a pixel of an object" in err
+        return
+    assert all(np.isfinite(float(row["dice"])) for row in rows(tmp_path / "run"))
+    code, _, err = learn("run", *flags, 3, "--load-model")
+    assert code == 0, err
+
+
+def test_the_loss_of_test_py_is_that_of_training_with_class_weights(learn, call, tmp_path):
+    assert learn("run", *CLASSES, "--epochs", 1, "--class-weights", 1, 7)[0] == 0
+    code, out, err = call(evaluation.main, "--output-dir", tmp_path / "run", "--device", "cpu")
+    loss = float(rows(tmp_path / "run")[0]["val_loss"])
+    assert code == 0 and f"loss {loss:.5f}, " in out, err

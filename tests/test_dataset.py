@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_pairs
+from PIL import Image
 
 from dataset import (
     AUGMENTATIONS,
@@ -20,7 +21,7 @@ from dataset import (
     split_by_car,
 )
 from support.errors import BadInput
-from support.images import read_mask
+from support.masks import read_mask
 from support.pairs import Pair
 
 
@@ -131,6 +132,24 @@ def test_the_flips_are_drawn_independently(folders):
     assert len(seen) == 4
 
 
+def test_the_place_of_a_crop_says_nothing_about_mirroring(tmp_path):
+    (tmp_path / "photos").mkdir(), (tmp_path / "masks").mkdir()
+    ramp = np.repeat(np.arange(64, dtype=np.uint8)[None], 8, axis=0)  # each pixel tells its column
+    for number in range(40):
+        Image.fromarray(ramp).convert("RGB").save(tmp_path / "photos" / f"{number}.png")
+        Image.fromarray(ramp // 32 * 255).save(tmp_path / "masks" / f"{number}.png")
+    transform = A.Compose([A.HorizontalFlip(p=0.5), A.pytorch.ToTensorV2()])
+    photos = CarvanaDataset(tmp_path / "photos", tmp_path / "masks", transform, crop=8)
+    mirrored = {"left": [], "right": []}
+    for epoch in range(20):
+        for index in range(40):
+            row = photos[epoch, index][0][0, 0]
+            side = "left" if row.min() < 28 else "right"
+            mirrored[side].append(bool(row[0] > row[-1]))
+    for flips in mirrored.values():
+        assert abs(np.mean(flips) - 0.5) < 0.1, "which 62 % and 28 % were not"
+
+
 def images_of(folders, workers, epoch, seed=0):
     photos = CarvanaDataset(*folders, get_train_transform(32, 48), size=(32, 48), seed=seed)
     sampler = EpochSampler(len(photos), seed)
@@ -148,7 +167,7 @@ def test_augmentation_and_order_do_not_depend_on_the_workers(folders):
     assert not torch.equal(first, images_of(folders, 0, epoch=1, seed=1))
 
 
-def test_a_sampler_goes_on_within_an_epoch():
+def test_a_sampler_resumes_within_an_epoch():
     sampler = EpochSampler(10, seed=3)
     sampler.set_epoch(2)
     whole = list(sampler)

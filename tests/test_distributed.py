@@ -29,15 +29,15 @@ STOPPED = """
 import os, signal, train
 from support.command_line import run_script
 
-step, steps = train.Run.step, []
+learning_rate, steps = train.learning_rate, []
 
-def step_and_stop(run):
-    step(run)
-    steps.append(run)
+def step_and_stop(settings, epochs):
+    steps.append(epochs)
     if len(steps) == 3 and os.environ["RANK"] == "1":
         signal.raise_signal(signal.SIGTERM)
+    return learning_rate(settings, epochs)
 
-train.Run.step = step_and_stop
+train.learning_rate = step_and_stop
 run_script(train.main)
 """
 
@@ -56,8 +56,10 @@ def torchrun(script, *flags):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(data, tmp_path):
     """13 photos to train on, the last of them a step of its own, and three to validate on."""
+    for path in data.glob("*/*_02*"):
+        path.unlink()
     write_pairs(tmp_path / "data", cars=13, views=1)
     write_pairs(tmp_path / "data", cars=3, views=1, side="val", seed=7)
     return tmp_path / "data"
@@ -89,8 +91,8 @@ def test_two_processes_go_on_inside_an_epoch_as_if_never_stopped(photos, tmp_pat
     whole = torchrun("train.py", *flags, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     stopped = torchrun(tmp_path / "stopped.py", *flags, tmp_path / "parts")
-    assert stopped.returncode != 0 and "up to step 6 of epoch 1" in stopped.stderr, stopped.stderr
-    assert "to go on: torchrun --nproc_per_node=2 " in stopped.stderr
+    assert stopped.returncode != 0 and "up to batch 6 of epoch 1" in stopped.stderr, stopped.stderr
+    assert "to resume: torchrun --nproc_per_node=2 " in stopped.stderr
     parts = torchrun("train.py", *flags, tmp_path / "parts")
     assert parts.returncode == 0, parts.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "parts")

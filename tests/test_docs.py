@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # when run as a script
 
 import train  # noqa: E402
-from support.settings import get_args_parser  # noqa: E402
+from support.flags import get_args_parser  # noqa: E402
 
 SCRIPTS = "test predict tools/check_data tools/export tools/app tools/recipe".split()
 PARSERS = {"train.py": get_args_parser(train.Settings, "train.py")} | {

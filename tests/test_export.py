@@ -10,7 +10,7 @@ import predict
 from model import UNet
 from predict import Predictor
 from support.errors import BadInput
-from support.images import read_mask
+from support.masks import read_mask
 from tools import export
 from utils import load_checkpoint, save_checkpoint
 
@@ -113,7 +113,7 @@ def test_differences_beyond_the_tolerance_are_refused():
     logits = np.linspace(-1, 1, 2000, dtype=np.float32)[None, None]
     assert "at most 0.0e+00" in export.check_answers([(logits, logits.copy())], 0.5, fp16=False)
     for other in (logits + np.float32(0.01), np.where(abs(logits) < 0.001, -logits, logits)):
-        with pytest.raises(BadInput, match="otherwise"):
+        with pytest.raises(BadInput, match="does not give PyTorch's answers"):
             export.check_answers([(logits, other)], 0.5, fp16=False)
 
 
@@ -124,3 +124,49 @@ def test_what_makes_no_sense_is_refused_in_a_line(call, tmp_path, monkeypatch, f
     assert list(tmp_path.iterdir()) == []
     Path("text.onnx").write_text("nonsense")
     assert_refused(call(export.main, "--checkpoint", "text.onnx"), "text.onnx: cannot be used")
+
+
+def write_onnx(path, metadata):
+    """Write an ONNX file that takes photos as those of export.py do; logits: sums of channels."""
+    kinds = onnx.TensorProto
+    photos = onnx.helper.make_tensor_value_info("photos", kinds.UINT8, ["n", "h", "w", 3])
+    logits = onnx.helper.make_tensor_value_info("logits", kinds.FLOAT, ["n", 1, "h", "w"])
+    nodes = [
+        onnx.helper.make_node("Cast", ["photos"], ["floats"], to=kinds.FLOAT),
+        onnx.helper.make_node("Transpose", ["floats"], ["images"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("ReduceSum", ["images", "channels"], ["logits"]),
+    ]
+    channels = onnx.helper.make_tensor("channels", kinds.INT64, [1], [1])
+    graph = onnx.helper.make_graph(nodes, "sum", [photos], [logits], [channels])
+    opset = [onnx.helper.make_opsetid("", export.OPSET)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+SAID = {"image_size": "[32, 48]", "threshold": "0.45"}  # by files of version 1.0
+
+
+def test_files_without_classes_and_crop_are_taken(photos, tmp_path):
+    write_onnx(tmp_path / "old.onnx", SAID)
+    predictor = Predictor(tmp_path / "old.onnx", "cpu")
+    assert (predictor.size, predictor.crop, predictor.classes) == ((32, 48), None, ["object"])
+    assert (predictor.mask(min(photos.iterdir())) == 255).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": "[32]"},
+        {"image_size": '["a", "b"]'},
+        {"threshold": "null"},
+        {"classes": "7"},
+        {"crop": "[]"},
+        {"crop": "\x1b[31m"},
+    ],
+    ids=str,
+)
+def test_metadata_that_make_no_sense_are_refused_in_a_line(call, photos, tmp_path, wrong):
+    write_onnx(tmp_path / "odd.onnx", SAID | wrong)
+    refused = call(predict.main, photos, "--checkpoint", tmp_path / "odd.onnx", "--device", "cpu")
+    assert_refused(refused, "odd.onnx: cannot be used", "export it again")

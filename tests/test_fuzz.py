@@ -29,6 +29,7 @@ import predict
 import train
 from data import prepare
 from dataset import CarvanaDataset
+from support.checkpoints import unpack
 from support.errors import BadInput
 from utils import build_model, load_checkpoint
 
@@ -105,8 +106,8 @@ def as_checkpoint(content, folder, kind):
     checkpoint = load_checkpoint(path)
     with torch.inference_mode():
         assert build_model(checkpoint)(torch.zeros(1, 3, 16, 24)).shape == (1, 1, 16, 24)
-    run = train.Run(train.Settings(features=(4, 8)), torch.device("cpu"), folder)
-    run.restore(checkpoint, path)
+    run = train.make_run(train.Settings(features=(4, 8)), torch.device("cpu"))
+    unpack(checkpoint, run, path)
 
 
 KINDS = {  # how many in the long version, the valid files, what takes their bytes

@@ -8,7 +8,9 @@ from PIL import Image, ImageDraw
 
 from support import images
 from support.errors import BadInput
-from support.images import IGNORED, Labels, check_values, read_mask, read_photo
+from support.images import read_photo
+from support.mask_values import check_values
+from support.masks import IGNORED, Labels, read_mask
 
 
 def save(path, image, **options):
@@ -141,7 +143,7 @@ def test_masks_may_be_empty_or_full(tmp_path, level):
     ],
 )
 def test_a_picture_that_is_no_mask_is_refused(tmp_path, image):
-    with pytest.raises(BadInput, match="mask.tif: has .* no mask"):
+    with pytest.raises(BadInput, match="mask.tif: has .* not a mask"):
         read_mask(save(tmp_path / "mask.tif", image))
 
 

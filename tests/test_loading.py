@@ -1,74 +1,99 @@
-"""Photos in a GPU's memory give the batches that a data loader would."""
+"""Batches by data workers: the same as without, whatever happens to the workers."""
 
-import numpy as np
+import os
+import subprocess
+import sys
+
 import pytest
-import torch
-from conftest import assert_same
+from conftest import ROOT, SMALL, assert_refused
 
-import dataset
+import train
 from dataset import get_loaders
-from support import loading
-from support.images import Labels
 
-CUDA = torch.device("cuda")
+# A run whose data workers start right after threads have used OpenCV, as the look at masks did.
+THREADS_FIRST = """
+import sys, threading
+import cv2, numpy as np
+import train
+from support.command_line import run_script
 
+make_loaders, busy = train.make_loaders, True
 
-def loaders(data, device=None, **options):
-    """Both loaders, as get_loaders gives them."""
-    folders = data / "train_images", data / "train_masks", None, None
-    return get_loaders(*folders, 4, size=(16, 24), augment="flip", device=device, **options)
+def use_opencv():
+    while busy:
+        cv2.resize(np.zeros((256, 256), np.float32), (99, 99))
 
+def with_threads(*args):
+    global busy
+    threads = [threading.Thread(target=use_opencv) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    loaders = make_loaders(*args)
+    iter(loaders[0])
+    busy = False
+    return loaders
 
-@pytest.fixture
-def roomy(monkeypatch):
-    """A GPU, in this computer's own memory."""
-
-    def copy(device, *caches):
-        return {cache: torch.from_numpy(np.load(cache.path)) for cache in caches}
-
-    monkeypatch.setattr(dataset, "copy_to", copy)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"channels": 1}, {"labels": Labels(2, (255, 254))}, {"labels": Labels(1, (), 0)}],
-)
-def test_batches_are_those_of_a_data_loader_bit_for_bit(data, roomy, options):
-    pairs = zip(loaders(data, **options), loaders(data, CUDA, **options), strict=True)
-    for ordinary, moved in pairs:
-        assert isinstance(moved, loading.DeviceLoader) and len(moved) == len(ordinary)
-        for epoch, start in ((1, 0), (2, 3)) if hasattr(moved.sampler, "set_epoch") else ((0, 0),):
-            if epoch:
-                for loader in (ordinary, moved):
-                    loader.sampler.set_epoch(epoch, start)
-            assert_same(list(map(list, ordinary)), list(map(list, moved)))
-        moved.close()
+train.make_loaders = with_threads
+if __name__ == "__main__":
+    run_script(train.main)
+"""
 
 
-def test_some_photos_are_mirrored_and_others_in_another_epoch(data, roomy):
-    training, _ = loaders(data, CUDA)
-    keys = [[(epoch, index) for index in range(8)] for epoch in range(4)]
-    mirrored = [[training.is_mirrored(key) for key in epoch] for epoch in keys]
-    assert all(0 < sum(epoch) < 8 for epoch in mirrored) and mirrored[0] != mirrored[1]
+def start_many(data, tmp_path, number):
+    """Start so many runs with workers, one after another; each must end."""
+    (tmp_path / "start.py").write_text(THREADS_FIRST)
+    flags = ["--data-dir", data, *SMALL, "--num-workers", "2", "--epochs", "1"]
+    for run in range(number):
+        subprocess.run(
+            [sys.executable, tmp_path / "start.py", *flags, "--output-dir", tmp_path / str(run)],
+            check=True,
+            timeout=100,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
 
 
-def test_photos_stay_where_they_are_unless_a_gpu_has_room_for_them(data, monkeypatch, capsys):
-    cache = loaders(data)[0].dataset.cache
-    assert loading.copy_to(torch.device("cpu"), cache) == {}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 10**12))
-    assert loading.copy_to(CUDA, cache) == {} and not capsys.readouterr().out
+def test_workers_start_while_other_threads_use_opencv(data, tmp_path):
+    start_many(data, tmp_path, 1)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"cache": False},
-        {"crop": 16},
-        {"augment": "classic"},
-        {"train_transform": dataset.A.Compose([dataset.A.NoOp()])},
-    ],
-)
-def test_photos_to_be_changed_otherwise_are_not_moved(data, roomy, options):
-    folders = data / "train_images", data / "train_masks", None, None
-    both = get_loaders(*folders, 4, size=(16, 24), device=CUDA, **({"augment": "flip"} | options))
-    assert not any(isinstance(loader, loading.DeviceLoader) for loader in both)
+@pytest.mark.torture
+def test_two_hundred_starts_with_workers_end(data, tmp_path):
+    start_many(data, tmp_path, 200)
+
+
+class Failing:
+    """A transform of a user's that fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, **_):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("my own"), OSError("my own"), ValueError("my own")])
+def test_what_a_users_transform_raises_in_a_worker_is_not_called_a_killed_worker(
+    fit, monkeypatch, error
+):
+    def failing_loaders(*args, **options):
+        return get_loaders(*args, train_transform=Failing(error), **options)
+
+    monkeypatch.setattr(train, "get_loaders", failing_loaders)
+    with pytest.raises(type(error), match="my own"):
+        fit("run", "--num-workers", 1)
+
+
+class Dying:
+    """A transform that kills its process, as the system does when memory is short."""
+
+    def __call__(self, **_):
+        os._exit(9)
+
+
+def test_a_worker_that_died_is_told_in_a_line(fit, monkeypatch):
+    def dying_loaders(*args, **options):
+        return get_loaders(*args, train_transform=Dying(), **options)
+
+    monkeypatch.setattr(train, "get_loaders", dying_loaders)
+    assert_refused(fit("run", "--num-workers", 1), "a data worker was killed", "--num-workers 0")

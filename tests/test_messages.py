@@ -25,7 +25,8 @@ from data import prepare
 from dataset import get_loaders
 from predict import Predictor
 from support.errors import BadInput, display_path
-from support.images import read_mask, read_photo
+from support.images import read_photo
+from support.masks import read_mask
 from support.pairs import find_pairs
 from tools import check_data
 from utils import load_checkpoint
@@ -106,10 +107,12 @@ MEETS = {  # scripts and functions, each with the arguments that a case need not
 # What is told -------------------------------------------------------------------------------------
 
 RESUME = "train.py --output-dir run --load-model --epochs 3"
-NO_MASK = "so it is no mask of background and object | save it in black and white (or are the"
-NO_STATE = f"{NET} | no checkpoint of tensors and plain values with a state_dict, or cut off | use"
-NO_UNET = f"{NET} | no checkpoint of this U-Net ( | name another file"
-NO_RUN = f"{NET} | its optimizer or history cannot be gone on with ( | leave --load-model out to"
+NO_MASK = "so it is not a mask of background and object | save it in black and white (or are the"
+NO_STATE = (
+    f"{NET} | not a checkpoint of tensors and plain values with a state_dict, or cut off | use"
+)
+NO_UNET = f"{NET} | not a checkpoint of this U-Net ( | name another file"
+NO_RUN = f"{NET} | its optimizer or history cannot be resumed ( | leave --load-model out to"
 UNPAIRED = f"photos in {PHOTOS} and masks in {MASKS} do not pair"
 UNUSABLE = "files that cannot be used"
 CUT = "cannot be read as an image (image file is truncated | copy it again, or remove it"
@@ -132,7 +135,11 @@ CASES = [
     ("find_pairs", f"{PHOTOS} | holds no images | put them there, or", remove_but, "?", PHOTOS),
     ("find_pairs", f"{PHOTOS} | holds masks, and {MASKS} photos | swap the two folders", swap),
     ("get_loaders", f"{PHOTO} | the only car or ph | add photos", remove_but, "0000_0", "data"),
-    ("get_loaders", f"{MASKS} | no mask has a pixel of an object | save them anew", empty_masks),
+    (
+        "get_loaders",
+        f"{MASKS} | no mask has a pixel of an object | save them with 255",
+        empty_masks,
+    ),
     (
         "train.py",
         f"{UNPAIRED} (2):\n{PHOTO} | no mask in {MASKS} | add it, or remove the photo\n"
@@ -158,32 +165,36 @@ CASES = [
     (RESUME, NO_RUN, change, {"history": [{}]}),
     (RESUME, NO_RUN, change, {"optimizer": {"state": {0: {}}}}),
     (RESUME, NO_RUN, change, {"part": {"step": 1}}),
+    (RESUME, NO_RUN, change, {"progress": {"n_photos": 2, "photos_done": 3, "batches_done": 1}}),
     # Scripts
-    ("train.py --epochs 0", f"train.py | argument --num-epochs/--epochs: 0 is no whole {HELP}"),
-    ("train.py --crop 1.5", f"train.py | argument --crop: 1.5 is no whole number from 0 {HELP}"),
+    ("train.py --epochs 0", f"--num-epochs 0 | should be greater than 0 {HELP}"),
+    ("train.py --crop 1.5", f"--crop 1.5 | should be a valid integer {HELP}"),
     (
         "train.py --lr nan",
-        f"train.py | argument --learning-rate/--lr: nan is no number {HELP}",
+        f"--learning-rate nan | should be a finite number {HELP}",
     ),
-    ("train.py --group [(", f"train.py | argument --group: [( is no regular expression {HELP}"),
-    ("train.py --group a", f"train.py | argument --group: a is no regular expression {HELP}"),
-    ("train.py --loss mse", f"train.py | argument --loss: invalid choice: 'mse' {HELP}"),
+    ("train.py --group [(", f"--group [( | should be a regular expression with a (group) {HELP}"),
+    ("train.py --group a", f"--group a | should be a regular expression with a (group) {HELP}"),
+    ("train.py --loss mse", f"--loss mse | should be 'bce' or 'bce-dice' {HELP}"),
     ("predict.py", f"predict.py | the following arguments are required: PHOTO {HELP}"),
     ("train.py --data-dir nowhere", "nowhere/train_images | no such folder | check the path"),
-    ("train.py --device meta", "--device meta | cannot be used (it is none | try --device cpu"),
+    ("train.py --device meta", "--device meta | cannot be used (it is not | try --device cpu"),
     ("train.py --device nonsense", "--device nonsense | cannot be used ( | try --device cpu"),
     ("train.py --device cuda:99", "--device cuda:99 | cannot be used ( | try --device cpu"),
     ("train.py --output-dir car.jpg/a", "car.jpg/a | cannot be written | name another --output-d"),
     ("train.py --cache --cache-dir car.jpg", "car.jpg/train_im | cannot be written | free some"),
-    ("train.py --image-height 7", "--image-height, --image-width | 2 levels of | name larger"),
-    ("train.py --gamma 3 --scheduler none", "--step-size, --gamma | belong to --scheduler | leave"),
+    (
+        "train.py --image-height 7",
+        "--image-height, --image-width, --crop | 2 levels of | name larger",
+    ),
+    ("train.py --gamma 3 --scheduler none", "--gamma | belongs to --scheduler | leave"),
     ("test.py --image-dir a", "--image-dir and --mask-dir | belong together | name both"),
     ("test.py --csv car.jpg/a.csv", "car.jpg | cannot be written | name another --csv"),
     ("predict.py a *.gif", "a, *.gif | no such photo or folder | check the path"),
     ("predict.py run", "run | holds no images | put them there"),
     ("predict.py car.jpg --background a.jpg", "a.jpg | no such file | check the path"),
     ("predict.py car.jpg --output car.jpg/a", "car.jpg/a/car_mask.png | cannot be written | free"),
-    ("predict.py car.jpg --threshold 1", f"predict.py | argument --threshold: 1 is no n {HELP}"),
+    ("predict.py car.jpg --threshold 1", f"predict.py | argument --threshold: 1 is not a n {HELP}"),
     (f"predict.py {PHOTOS} --output {PHOTOS}", f"{PHOTOS} | holds the photos | name another"),
     ("check_data.py --sheet car.jpg/a.png", "car.jpg | cannot be written | name another --sheet"),
     (f"check_data.py --sheet {MASKS}/a", f"{MASKS}/a | lies among the photos | name another"),
@@ -232,8 +243,8 @@ def raising(problem):
     "problem, told",
     [
         (MemoryError(), "out of memory: try, in this order, a smaller --batch-size"),
-        (RuntimeError("DataLoader worker (pid 7) is killed"), "a process that loads data was kil"),
-        (OSError(28, "No space left", "a\nb"), "a\\nb: No space left: check that it is there"),
+        (RuntimeError("DataLoader worker (pid 7) is killed"), "a data worker was killed"),
+        (OSError(28, "No space left", "a\nb"), "a\\nb: No space left: check that it exists"),
     ],
 )
 def test_what_the_system_refuses_is_told_in_a_line_too(call, problem, told):

@@ -10,7 +10,7 @@ from conftest import draw_pair
 from PIL import Image
 
 from support.errors import BadInput, printable
-from support.images import Labels
+from support.masks import Labels
 from support.pairs import find_pairs, for_all, in_threads, read_pair
 
 PHOTO, MASK = draw_pair(np.random.default_rng(0), (8, 6))

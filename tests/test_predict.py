@@ -11,7 +11,8 @@ import predict
 import test as evaluation
 import utils
 from predict import Predictor
-from support.images import Labels, photo_size, read_mask, read_photo
+from support.images import photo_size, read_photo
+from support.masks import Labels, read_mask
 from utils import BEST_CHECKPOINT, CHECKPOINT, SHIPPED, save_checkpoint
 
 
@@ -247,6 +248,12 @@ def test_bad_photos_are_listed_at_the_end_and_stop_no_other(run, photos):
     code, out, _ = run(photos, "--output", "out")
     assert code == 1 and "4 photos at" in out and "6 are done already" in out
     assert run(*bad, "--submission", "bad.csv")[0] == 2 and not Path("bad.csv").exists()
+
+
+def test_paths_are_taken_among_the_arguments(network, photo, tmp_path):
+    flags = ["--checkpoint", network, "--output", tmp_path / "out", "--device", "cpu"]
+    assert predict.main([photo, *flags, "--probability"]) == 0
+    assert names(tmp_path / "out") == [f"{photo.stem}_{k}.png" for k in ("mask", "probability")]
 
 
 def test_photos_of_one_name_are_refused(run, photo):

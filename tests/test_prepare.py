@@ -1,8 +1,7 @@
-"""data/prepare.py: the challenge's zips become four folders, whole or not at all."""
+"""data/prepare.py: the challenge's zip files become four folders, complete or not at all."""
 
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -39,7 +38,7 @@ def contents(folder):
 
 
 def rewrite(path, part, change=None):
-    """Write a zip file again, members with `part` in their names changed or left out."""
+    """Rewrite a zip file: members with `part` in their names are changed, or dropped."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -60,7 +59,7 @@ def test_the_zips_are_unpacked_split_by_car_and_pair(zips, tmp_path, call):
     assert f"{len(train)} pairs for training, {len(val)} for validation" in out
 
 
-def test_unzipped_folders_give_the_same(zips, tmp_path):
+def test_unzipped_folders_give_the_same_result(zips, tmp_path):
     prepare_carvana(zips, tmp_path / "from zips")
     for name in ("train", "train_masks"):
         with zipfile.ZipFile(zips / f"{name}.zip") as archive:
@@ -70,7 +69,7 @@ def test_unzipped_folders_give_the_same(zips, tmp_path):
 
 
 @pytest.mark.parametrize("renames", range(4))
-def test_a_run_that_was_killed_goes_on(zips, tmp_path, monkeypatch, renames):
+def test_a_killed_run_is_resumed(zips, tmp_path, monkeypatch, renames):
     prepare_carvana(zips, tmp_path / "whole")
 
     def killed(source, target):
@@ -85,7 +84,7 @@ def test_a_run_that_was_killed_goes_on(zips, tmp_path, monkeypatch, renames):
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
-def test_files_that_are_there_already_are_not_written_again(zips, tmp_path, monkeypatch):
+def test_a_resumed_run_does_not_write_complete_files_again(zips, tmp_path, monkeypatch):
     rewrite(zips / "train.zip", "000000000005_01", lambda content: content[:-300])
     with pytest.raises(BadInput, match="000000000005_01"):
         prepare_carvana(zips, tmp_path / "data")
@@ -98,7 +97,7 @@ def test_files_that_are_there_already_are_not_written_again(zips, tmp_path, monk
     assert len(there) == 78 and there.items() <= now.items()
 
 
-def test_what_another_source_left_is_neither_used_nor_mixed_in(zips, tmp_path):
+def test_what_a_run_on_another_source_left_is_not_used(zips, tmp_path):
     smaller = tmp_path / "smaller"
     shutil.copytree(zips, smaller)
     rewrite(smaller / "train.zip", "/00000000000a")
@@ -107,24 +106,24 @@ def test_what_another_source_left_is_neither_used_nor_mixed_in(zips, tmp_path):
     with pytest.raises(BadInput, match="000000000001_02"):
         prepare_carvana(smaller, tmp_path / "data")
     prepare_carvana(zips, tmp_path / "data")
-    prepare_carvana(zips, tmp_path / "afresh")
-    assert contents(tmp_path / "data") == contents(tmp_path / "afresh")
+    prepare_carvana(zips, tmp_path / "fresh")
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_photos_of_the_users_are_neither_touched_nor_mixed_in(zips, tmp_path, killed):
+def test_a_users_own_photos_are_not_touched(zips, tmp_path, killed):
     if killed:
         rewrite(zips / "train.zip", "000000000005_01", lambda content: content[:-300])
         with pytest.raises(BadInput, match="cannot be read"):
             prepare_carvana(zips, tmp_path / "data")
     write_pairs(tmp_path / "data", cars=1)
     before = contents(tmp_path / "data")
-    with pytest.raises(BadInput, match="train_images: exists already"):
+    with pytest.raises(BadInput, match="train_images: already exists"):
         prepare_carvana(zips, tmp_path / "data")
     assert contents(tmp_path / "data") == before
 
 
-def test_members_that_have_no_business_there_are_left_where_they_are(zips, tmp_path):
+def test_members_with_unexpected_names_are_not_unpacked(zips, tmp_path):
     prepare_carvana(zips, tmp_path / "before")
     with zipfile.ZipFile(zips / "train.zip", "a") as archive:
         for member in ("../escaped.jpg", "/tmp/escaped.jpg", "train/../../0123456789ab_01.jpg"):
@@ -137,14 +136,14 @@ def test_members_that_have_no_business_there_are_left_where_they_are(zips, tmp_p
     assert {k: v for k, v in contents(tmp_path).items() if not k.startswith("data/")} == before
 
 
-def test_links_and_encrypted_members_are_files_that_cannot_be_read(zips, tmp_path):
+def test_links_and_encrypted_members_are_reported_as_unreadable(zips, tmp_path):
     link = zipfile.ZipInfo("train/000000000001_01.jpg")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     rewrite(zips / "train.zip", "000000000001_01")
     with zipfile.ZipFile(zips / "train.zip", "a") as archive:
         archive.writestr(link, "/etc/passwd")
     content = bytearray((zips / "train_masks.zip").read_bytes())
-    content[content.rindex(b"PK\1\2") + 8] |= 1  # the last one is encrypted, its entry says
+    content[content.rindex(b"PK\1\2") + 8] |= 1  # marks the last one as encrypted
     (zips / "train_masks.zip").write_bytes(content)
     with pytest.raises(BadInput, match=r"(?s)\(2\):\n  000000000001_01.jpg: .*encrypted"):
         prepare_carvana(zips, tmp_path / "data")
@@ -152,13 +151,13 @@ def test_links_and_encrypted_members_are_files_that_cannot_be_read(zips, tmp_pat
 
 
 @pytest.mark.parametrize("bound", ["MAX_GROWTH", "MAX_PIXELS"])
-def test_what_unpacks_to_far_too_much_is_refused(zips, tmp_path, monkeypatch, bound):
+def test_zips_that_unpack_to_far_too_much_are_refused(zips, tmp_path, monkeypatch, bound):
     monkeypatch.setattr(prepare, bound, 0)
     with pytest.raises(BadInput, match="would unpack to|too large"):
         prepare_carvana(zips, tmp_path / "data")
 
 
-def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
+def test_files_without_a_partner_or_that_do_not_decode_are_listed(zips, tmp_path):
     rewrite(zips / "train.zip", "000000000003_01")
     with pytest.raises(BadInput, match=r"do not pair: download it again \(1\):\n  000000000003_01"):
         prepare_carvana(zips, tmp_path / "data")
@@ -168,7 +167,7 @@ def test_files_that_do_not_pair_or_decode_are_listed(zips, tmp_path):
         prepare_carvana(zips, tmp_path / "data")
 
 
-def test_download_says_what_to_do_where_the_client_is_missing_or_not_set_up(
+def test_download_says_what_to_do_if_the_client_is_missing_or_not_set_up(
     call, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -179,22 +178,22 @@ def test_download_says_what_to_do_where_the_client_is_missing_or_not_set_up(
     assert_refused(call(prepare.main, *flags), "failed: put a token into")
 
 
-def test_the_demo_is_drawn_but_not_over_another(call, tmp_path, monkeypatch):
+def test_the_demo_is_drawn_but_never_over_an_existing_folder(call, tmp_path, monkeypatch):
     for name, number in {"CARS": 2, "VAL_CARS": 1, "VIEWS": 2}.items():
         monkeypatch.setattr(draw_demo, name, number)
     flags = "demo", "--output-dir", tmp_path / "demo"
     assert call(prepare.main, *flags)[0] == 0
     assert [len(list((tmp_path / "demo" / name).iterdir())) for name in FOUR] == [2] * 4
-    assert_refused(call(prepare.main, *flags), "exists already")
+    assert_refused(call(prepare.main, *flags), "already exists")
 
 
 @pytest.mark.slow
-def test_a_signal_to_all_processes_ends_the_drawing(tmp_path):
+def test_a_signal_ends_the_drawing(tmp_path):
     command = [sys.executable, ROOT / "data/prepare.py", "demo", "--output-dir", tmp_path / "demo"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.rglob("*.gif")):
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
+    process.terminate()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 143 and "Traceback" not in err, err
     assert not (tmp_path / "demo").exists()

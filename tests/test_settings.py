@@ -1,31 +1,35 @@
 """A run's settings: constants, flags, what a checkpoint says, and which of them counts."""
 
 import dataclasses
+import importlib.util
 import os
 import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, assert_refused, rows
+from conftest import ROOT, SMALL, assert_refused, rows
 
 import train
 from support.errors import BadInput
-from support.settings import FOLDERS, choose_settings, flag, get_args_parser, read_flags
+from support.flags import check, get_args_parser
+from support.settings import FOLDERS, read_flags
 from train import Settings
 from utils import CHECKPOINT, load_checkpoint, save_checkpoint
 
 
 def given(*argv):
-    return read_flags(get_args_parser(Settings, "train.py"), argv)
+    return read_flags(Settings, argv)
 
 
-def test_every_constant_is_a_setting_and_every_setting_a_flag():
+def test_every_constant_is_the_default_of_a_setting_and_every_setting_is_a_flag():
     top = (ROOT / "train.py").read_text().split("OPTIMIZERS = ")[0]
-    constants = re.findall("^([A-Z_]+) = ", top, re.M)
-    expected = {name.lower(): getattr(train, name) for name in constants if name != "ROOT"}
-    assert dataclasses.asdict(Settings()) == expected and len(expected) > 20
+    constants = set(re.findall("^([A-Z_]+) = ", top, re.M)) - {"ROOT"}
+    defaults = dataclasses.asdict(Settings())
+    for name in constants:
+        assert defaults[name.lower()] == getattr(train, name)
     help = get_args_parser(Settings, "train.py").format_help()
-    assert all(f"--{name.replace('_', '-')}" in help for name in expected)
+    assert all(f"--{name.replace('_', '-')}" in help for name in defaults)
+    assert len(constants) == 14 and len(defaults) > 30
 
 
 def test_flags_are_read_as_what_they_are():
@@ -43,13 +47,57 @@ def test_flags_are_read_as_what_they_are():
     assert given("--output-dir", "runs/a") == {"output_dir": os.path.abspath("runs/a")}
 
 
-def test_a_constant_that_makes_no_sense_is_refused_as_its_flag_would_be():
-    @dataclasses.dataclass(frozen=True)
-    class Edited:
-        batch_size: int = flag(0, "photos a step")
+def edited(tmp_path, *lines):
+    """train.py's Settings after lines of its constants were edited."""
+    text = (ROOT / "train.py").read_text()
+    for line in lines:
+        name = line.partition(" = ")[0]
+        text, count = re.subn(f"^{name} = .*$", line, text, flags=re.M)
+        assert count == 1
+    (tmp_path / "edited.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("edited", tmp_path / "edited.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Settings
 
-    with pytest.raises(BadInput, match="argument --batch-size: 0 is no whole number from 1"):
-        choose_settings(Edited, get_args_parser(Edited, "train.py"), {}, {}, {}, {})
+
+def test_an_edited_constant_is_checked_and_converted_as_its_flag_is(tmp_path):
+    with pytest.raises(BadInput, match="--batch-size 0: should be greater than 0"):
+        check(edited(tmp_path, "BATCH_SIZE = 0"), {})
+    lines = "PIN_MEMORY = 1", 'LOAD_MODEL = "False"', 'TRAIN_IMG_DIR = "~/photos"'
+    settings = check(edited(tmp_path, *lines), {})
+    assert settings.pin_memory is True and settings.load_model is False
+    assert settings.train_img_dir == os.path.expanduser("~/photos")
+
+
+def test_a_value_that_begins_with_a_dash_is_resumed(fit, data, tmp_path):
+    for path in (data / "train_masks").iterdir():
+        path.rename(path.with_name(path.name.replace("_mask", "-seg")))
+    assert fit("run", "--mask-suffix=-seg", "--epochs", 1)[0] == 0
+    code, _, err = fit("run", "--load-model", "--epochs", 2)
+    assert code == 0 and len(rows(tmp_path / "run")) == 2, err
+
+
+@pytest.mark.parametrize("flag", ["--val-img-dir", "--val-mask-dir"])
+def test_validation_photos_and_their_masks_are_named_together(call, data, flag):
+    refused = call(train.main, "--data-dir", data, flag, data / "train_images")
+    assert_refused(refused, "--val-img-dir and --val-mask-dir: belong together: name both")
+
+
+def test_photos_are_either_scaled_or_cropped(fit, call, data, tmp_path):
+    assert_refused(fit("run", "--crop", 32), "--image-height and --image-width", "or --crop 0")
+    own = ["--data-dir", data, "--output-dir", tmp_path / "run", "--features", 4, "--epochs"]
+    code, out, err = call(train.main, *own, 1, "--crop", 32)
+    assert code == 0 and "size (32, 32)" in out, err
+    code, out, err = call(train.main, *own, 2, "--load-model", "--crop", 0)
+    assert code == 0 and "size (160, 240)" in out and "crop: 0, instead of" in out, err
+
+
+def test_paths_are_flags_too(call, data, tmp_path):
+    run = tmp_path / "Größe & Übung"
+    flags = [Path("--output-dir"), run, *SMALL, "--data-dir", data, "--epochs", "1"]
+    code, out, err = call(lambda _: train.main(flags))
+    assert code == 0 and f"--output-dir '{run}'" in out, err
 
 
 def test_data_dir_means_four_folders_under_it_and_other_photos_hold_out_their_own(data):
@@ -65,8 +113,8 @@ def test_a_flag_counts_before_the_checkpoint_and_that_before_a_constant(call, fi
     flags = "--output-dir", finished, "--load-model", "--device", "cpu"
     code, out, err = call(train.main, *flags, "--epochs", 3, "--lr", 0.003, "--optimizer", "muon")
     assert code == 0 and load_checkpoint(finished / CHECKPOINT)["settings"]["batch_size"] == 4, err
-    assert "learning_rate: 0.003, as given, instead of the checkpoint's 0.01" in out
-    assert "optimizer: muon, as given, instead of the checkpoint's adam" in out
+    assert "learning_rate: 0.003, instead of the checkpoint's 0.01" in out
+    assert "optimizer: muon, instead of the checkpoint's adam" in out
     assert [row["learning_rate"] for row in rows(finished)] == ["0.01", "0.01", "0.003"]
 
 
@@ -88,11 +136,11 @@ def test_an_edited_constant_counts_as_given_and_what_is_not_offered_any_more_is_
     save_checkpoint(checkpoint, finished / CHECKPOINT)
     code, out, err = call(train.main, "--output-dir", finished, "--load-model", "--device", "cpu")
     assert code == 0 and len(rows(finished)) == train.NUM_EPOCHS, err
-    assert f"num_epochs: {train.NUM_EPOCHS}, as given, instead of the checkpoint's 2" in out
-    assert "The checkpoint's scheduler is not offered, so none counts" in out
+    assert f"num_epochs: {train.NUM_EPOCHS}, instead of the checkpoint's 2" in out
+    assert "The checkpoint's scheduler does not count: it should be 'none', 'step'" in out
     checkpoint["settings"]["optimizer"] = "sgd"
     save_checkpoint(checkpoint, finished / CHECKPOINT)
     flags = "--output-dir", finished, "--load-model", "--epochs", 6
     assert_refused(call(train.main, *flags), "--pretrained FILE")
     code, out, err = call(train.main, *flags, "--optimizer", "adam")
-    assert code == 0 and "so adam counts" in out, err
+    assert code == 0 and "The checkpoint's optimizer does not count" in out, err

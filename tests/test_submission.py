@@ -5,10 +5,10 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_pairs
+from conftest import ROOT, assert_refused, write_pairs
 
 import predict
-from support.images import read_mask
+from support.masks import read_mask
 from support.submission import Submission, decode, encode
 
 MASK = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 1]])
@@ -56,6 +56,13 @@ def test_rows_are_gone_on_with_but_not_those_made_otherwise_nor_one_left_unfinis
     again.finish()
     assert read(tmp_path / "s.csv") == [["img", "rle_mask"], [names[0], ""], ["b.jpg", "2 3 9 1"]]
     assert [file.name for file in tmp_path.iterdir()] == ["s.csv"]
+
+
+def test_a_folder_in_the_submissions_place_is_refused_before_the_work(
+    call, network, photos, tmp_path
+):
+    flags = "--checkpoint", network, "--submission", tmp_path, "--device", "cpu", "--overwrite"
+    assert_refused(call(predict.main, photos, *flags), "is a folder", "name a file")
 
 
 def test_a_submission_that_exists_is_made_again_only_with_overwrite(

@@ -6,12 +6,13 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import rows, save_bright_network, write_pairs
+from conftest import assert_refused, rows, save_bright_network, write_pairs
 
 import test as evaluation
 from dataset import split_by_car
 from model import UNet
-from support.images import read_mask, read_photo
+from support.images import read_photo
+from support.masks import read_mask
 from support.pairs import find_pairs
 from utils import BEST_CHECKPOINT, CHECKPOINT, SHIPPED, load_checkpoint, logits_of, save_checkpoint
 
@@ -49,7 +50,7 @@ def test_full_size_scores_against_the_masks_as_they_are(score):
 
 
 def test_scores_do_not_depend_on_the_batch_size(score, float32):
-    printed = {re.sub(".* s a photo.*", "", score("--batch-size", n)[1]) for n in (1, 5, 16)}
+    printed = {re.sub(".* s per photo.*", "", score("--batch-size", n)[1]) for n in (1, 5, 16)}
     assert len(printed) == 1
 
 
@@ -73,7 +74,6 @@ def decoded(monkeypatch):
             times[path] += 1
             return read(path, *args)
 
-        monkeypatch.setattr(evaluation, name, counted)
         monkeypatch.setattr(f"support.pairs.{name}", counted)
     return times
 
@@ -92,7 +92,7 @@ def test_the_cars_that_training_held_out_are_scored_from_its_cache(call, finishe
         _, out, err = call(evaluation.main, *flags)
         held_out = [pair.name for pair in split_by_car(pairs, fraction)[1]]
         assert [row["photo"] for row in rows(finished, "scores.csv")] == held_out, err
-    row = max(rows(finished), key=lambda row: float(row["dice"]))
+    row = max(rows(finished), key=lambda row: (float(row["dice"]), -float(row["val_loss"])))
     in_training = f"loss {float(row['val_loss']):.5f}, IoU {float(row['iou']):.5f}"
     assert in_training in out
     assert not decoded
@@ -107,3 +107,14 @@ def test_the_weights_that_ship_cut_out_a_car_they_never_saw(call, carvana, tmp_p
     own = "--image-dir", tmp_path / "train", "--mask-dir", tmp_path / "train_masks", "--full-size"
     _, out, err = call(evaluation.main, "--checkpoint", SHIPPED, "--output-dir", tmp_path, *own)
     assert f"/{16 * 1918 * 1280} with acc" in out and dice(out) > 0.99, err
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mask_suffix": 5}, {"group": "("}, {"ignore": -1}, {"train_img_dir": [1]}]
+)
+def test_settings_of_a_strange_checkpoint_are_refused_in_a_line(call, finished, wrong):
+    checkpoint = load_checkpoint(finished / BEST_CHECKPOINT)
+    checkpoint["settings"] |= wrong
+    save_checkpoint(checkpoint, finished / BEST_CHECKPOINT)
+    refused = call(evaluation.main, "--output-dir", finished)
+    assert_refused(refused, "best_checkpoint.pth.tar: its settings make no sense", *wrong)

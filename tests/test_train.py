@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import zipfile
+from itertools import count
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from torch.optim.lr_scheduler import ConstantLR, OneCycleLR, StepLR
 
 import test as evaluation
 import train
+import utils
 from data import draw_demo, prepare
 from dataset import get_loaders
 from model import UNet
 from support.muon import Muon
-from train import Run, Settings, learning_rate
+from support.run import SaveThrottle
+from train import Settings, learning_rate
 from utils import BEST_CHECKPOINT, CHECKPOINT, SHIPPED, load_checkpoint, save_checkpoint
 
 COLUMNS = "epoch train_loss val_loss accuracy dice iou learning_rate seconds photos_per_second"
@@ -120,6 +123,29 @@ def test_resident_memory_is_flat_over_epochs(fit, monkeypatch):
     assert resident[-1] < 1.05 * resident[1], f"kB after each epoch: {resident}"
 
 
+def test_of_epochs_with_equal_dice_the_one_with_the_lowest_loss_is_the_best():
+    run = train.make_run(Settings(features=(4,)), torch.device("cpu"))
+    for epoch, (dice, loss) in enumerate([(0.5, 0.3), (0.5, 0.2), (0.4, 0.1), (0.5, 0.2)], start=1):
+        run.history.append({"epoch": epoch, "dice": dice, "val_loss": loss})
+    assert run.best["epoch"] == 2
+
+
+def test_saving_within_an_epoch_does_not_count_as_time_of_training(fit, tmp_path, monkeypatch):
+    clock = count()
+    save_checkpoint = utils.save_checkpoint
+
+    def slow_save(*args):
+        for _ in range(10**4):
+            next(clock)
+        save_checkpoint(*args)
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(utils, "save_checkpoint", slow_save)
+    monkeypatch.setattr(SaveThrottle, "is_due", lambda *_: True)
+    assert fit("run", "--epochs", 1, "--batch-size", 1)[0] == 0
+    assert 8 / float(rows(tmp_path / "run")[0]["photos_per_second"]) < 10**3
+
+
 # The optimizer and its learning rate --------------------------------------------------------------
 
 
@@ -172,7 +198,7 @@ def test_training_that_comes_to_no_numbers_stops_and_the_last_good_checkpoint_st
 ):
     before = (finished / CHECKPOINT).read_bytes()
     result = fit("run", "--epochs", 4, "--load-model", *flags.split())
-    assert_refused(result, f"of epoch 3 the {what} is ", f"try --lr {remedy}", "to go on: python")
+    assert_refused(result, f"of epoch 3 the {what} is ", f"try --lr {remedy}", "to resume: python")
     assert (finished / CHECKPOINT).read_bytes() == before
 
 
@@ -192,16 +218,16 @@ def test_a_photo_that_breaks_or_vanishes_in_training_is_named_and_once_mended_th
     flags = "--epochs", 3, "--load-model", "--no-cache", "--num-workers", workers
     with monkeypatch.context() as patch:
         patch.setattr(train, "get_loaders", load_then_break)
-        assert_refused(fit("run", *flags), f"{photo.name}: ", "to go on: python")
+        assert_refused(fit("run", *flags), f"{photo.name}: ", "to resume: python")
     photo.write_bytes(content)
     assert fit("run", *flags)[0] == 0
     assert_same_run(tmp_path / "whole", finished)
 
 
 def test_too_little_memory_is_answered_with_the_flags_that_help(fit, monkeypatch):
-    monkeypatch.setattr(Run, "step", lambda run: torch.empty(2**60))
+    monkeypatch.setattr(train, "learning_rate", lambda *_: torch.empty(2**60))
     result = fit("run")
-    assert_refused(result, "out of memory", "to go on: python")
+    assert_refused(result, "out of memory", "to resume: python")
     flags = ("--batch-size", "--checkpoint-activations", "--image-height")
     places = [result[2].index(flag) for flag in flags]
     assert places == sorted(places)

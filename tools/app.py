@@ -1,4 +1,4 @@
-"""A page to try a trained network: drop a photo, see its mask and the object cut out.
+"""A page to try a trained network: drop a photo, see its mask and its cut-out.
 
     python tools/app.py                     then open the address that it prints
     python tools/app.py --checkpoint FILE
@@ -12,9 +12,14 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
-from predict import Predictor, draw  # noqa: E402
+import support.startup  # noqa: E402, F401
+
+# isort: split
+
+from predict import Predictor  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
 from support.errors import BadInput  # noqa: E402
+from support.pictures import draw  # noqa: E402
 
 TITLE = "Cut an object out of a photo"
 
@@ -27,35 +32,49 @@ def get_args_parser():
     return parser
 
 
+class Answers:
+    """What the page does with a photo; `gr` is the module gradio."""
+
+    def __init__(self, gr, predictor):
+        self.gr = gr
+        self.predictor = predictor
+
+    def warn(self, problem):
+        """Show the message about a bad photo, without the folder that Gradio keeps it in."""
+        message = str(BadInput(Path(problem.path).name, problem.reason, problem.remedy))
+        self.gr.Warning(message, title="This photo cannot be used")
+
+    def ask(self, photo):
+        """The page's state: (the photo's path, its logits (K, h, w)), or None without a photo."""
+        if not photo:
+            return None
+        try:
+            return photo, self.predictor.logits([self.predictor.read(photo)])[0]
+        except BadInput as problem:
+            self.warn(problem)
+            return None
+
+    def show(self, state, threshold):
+        """(mask, cut-out, a download of each) of the page's state; pictures are paths of files,
+        which Gradio removes after an hour."""
+        no_download = self.gr.DownloadButton(value=None, interactive=False)
+        if state is None:
+            return None, None, no_download, no_download
+        photo, logits = state
+        stem = f"{Path(photo).with_suffix('')}_{threshold}"
+        paths = {"mask": f"{stem}_mask.png", "cutout": f"{stem}_cutout.png"}
+        try:
+            draw(photo, logits, paths, threshold)
+        except BadInput as problem:
+            self.warn(problem)
+            return None, None, no_download, no_download
+        downloads = [self.gr.DownloadButton(value=p, interactive=True) for p in paths.values()]
+        return *paths.values(), *downloads
+
+
 def make_page(gr, predictor):
     """The page, as Blocks of the module gradio."""
-
-    def warn(problem):
-        """Show a bad photo's line, as on the shell but for the folder."""
-        line = str(BadInput(Path(problem.path).name, problem.reason, problem.remedy))
-        gr.Warning(line, title="This photo cannot be used")
-
-    def answer(photo):
-        """What the state holds: the photo's path and the network's logits, (K, h, w)."""
-        try:
-            return photo and (photo, predictor.logits([predictor.read(photo)])[0])
-        except BadInput as problem:
-            warn(problem)
-
-    def show(state, threshold):
-        """Mask and cut-out, as pictures and as files; Gradio removes those here after an hour."""
-        try:
-            if state:
-                photo, logits = state
-                name = f"{Path(photo).with_suffix('')}_{threshold}"
-                paths = {kind: f"{name}_{kind}.png" for kind in ("mask", "cutout")}
-                draw(photo, logits, paths, threshold)
-                files = [gr.DownloadButton(value=p, interactive=True) for p in paths.values()]
-                return *paths.values(), *files
-        except BadInput as problem:
-            warn(problem)
-        return None, None, *[gr.DownloadButton(value=None, interactive=False)] * 2
-
+    answers = Answers(gr, predictor)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\n{predictor.filename}, on this machine: photos do not leave it.")
         with gr.Row():
@@ -71,26 +90,33 @@ def make_page(gr, predictor):
             cutout = gr.Image(label="Cut-out", elem_id="cutout", **looks)
         state = gr.State()
         outputs = [mask, cutout, mask_file, cutout_file]
-        photo.change(answer, photo, state).then(show, [state, threshold], outputs)
-        threshold.release(show, [state, threshold], outputs)
+        photo.change(answers.ask, photo, state).then(answers.show, [state, threshold], outputs)
+        threshold.release(answers.show, [state, threshold], outputs)
     return page
 
 
 def main(argv=None):
-    """Serve the page until Ctrl-C; returns the exit code."""
-    args = get_args_parser().parse_args(argv)
+    """Serve the page until Ctrl-C; return the exit code."""
+    args = get_args_parser().parse_args(argv if argv is None else [str(word) for word in argv])
     predictor = Predictor(args.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        # Before its import: photos into a folder that does not stay, and no calls home.
+        # Set before gradio is imported: photos go into a folder that is removed, and gradio does
+        # not contact its makers.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
             import gradio as gr
         except ImportError:
-            raise BadInput("app.py", "needs a package more", "pip install gradio") from None
+            raise BadInput("app.py", "needs another package", "pip install gradio") from None
         page = make_page(gr, predictor)
-        options = {"server_name": "127.0.0.1", "share": False, "max_file_size": "50mb"}
-        options |= {"ssr_mode": False, "footer_links": [], "quiet": True}
-        _, address, _ = page.launch(**options, prevent_thread_lock=True)
+        _, address, _ = page.launch(
+            server_name="127.0.0.1",
+            share=False,
+            max_file_size="50mb",
+            ssr_mode=False,
+            footer_links=[],
+            quiet=True,
+            prevent_thread_lock=True,
+        )
         print(f"Open {address} in a browser; Ctrl-C here ends it", flush=True)
         page.block_thread()
     return 0

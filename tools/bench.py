@@ -1,117 +1,94 @@
-"""Photos a second: this repository beside the classic recipe, on the same photos in one run.
+"""Photos per second and peak memory: this repository beside the classic recipe, in one run.
 
     python tools/bench.py --data-dir DIR --photos 128 --features 16 32 64 128
-    python tools/bench.py --data-dir DIR --beside    while other programs compute, on a CPU
-    python tools/bench.py --data-dir DIR --profile   what takes the time
+    python tools/bench.py --data-dir DIR --device cuda
 
 The classic recipe decodes each photo at full size each epoch and trains in float32, in the default
-memory layout, looking at the loss after each step. With --beside it is ours as it is, and ours
-whose threads spin and share no cores (see support/cpu.py). The two take turns; the table shows
-medians.
+memory layout, looking at the loss after each step. Each of the two has a process of its own; they
+take turns, and the table shows medians.
 """
 
 import contextlib
-import os
-import subprocess
+import io
+import resource
 import sys
 import tempfile
 import time
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor as Process
-from functools import lru_cache, partial
-from itertools import product
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-import cv2
-import numpy as np
-import torch
-from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
-import dataset  # noqa: E402
+import support.startup  # noqa: E402, F401
+
+# isort: split
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
 import predict  # noqa: E402
 import train  # noqa: E402
 import utils  # noqa: E402
+from dataset import (
+    CarvanaDataset,
+    EpochSampler,
+    get_eval_transform,
+    get_train_transform,
+)  # noqa: E402  # noqa: E402
 from model import UNet  # noqa: E402
 from support.cache import Cache  # noqa: E402
-from support.command_line import run_script, whole_number  # noqa: E402
-from support.cpu import INTERVAL  # noqa: E402
-from support.loading import DeviceLoader, copy_to  # noqa: E402
-from support.pairs import cpu_count, find_pairs  # noqa: E402
-from support.settings import get_args_parser, read_flags  # noqa: E402
+from support.command_line import Parser, run_script, whole_number  # noqa: E402
+from support.flags import check  # noqa: E402
+from support.loading import default_workers, make_loader  # noqa: E402
+from support.pairs import find_pairs  # noqa: E402
+from support.run import EpochProgress  # noqa: E402
+from support.settings import read_flags  # noqa: E402
 from support.signals import StopRequest  # noqa: E402
 
-SECONDS, REPEATS = 4, 3  # of a measurement, unless it is of one pass over all photos
-ROWS = {
-    "step": "training step on a constant batch",
-    "compiled": "the same, by torch.compile",
-    "train": "training end to end, later epochs",
-    "evaluate": "evaluation end to end",
-    "predict": "prediction end to end, shipped weights",
-    "first pass": "data path, first pass, all cores",
-    "later epochs": "data path, later epochs, one core",
-}
-BESIDE = ("step", "evaluate", "predict")
-COMPANY = ("alone", "beside busy threads", "beside another alike")  # threads: of half the cores
-exhaust = deque(maxlen=0).extend  # goes through batches and keeps none
+TURNS = 3  # measured, after one that warms up
 
 
-class Timed:
-    """Batches of a loader, epoch after epoch, for so many seconds; `count` photos were in them."""
+class Ours:
+    """What this repository does. Each method goes once through all photos."""
 
-    dataset, sampler, count = range(10**9), dataset.EpochSampler(1, 0), 0
+    def __init__(self, settings, pairs, folder):
+        self.settings = settings
+        self.pairs = pairs
+        self.folder = folder
+        self.device = utils.pick_device(settings.device)
+        self.augmented = get_train_transform(*settings.size, augment=settings.augment)
+        self.plain = get_eval_transform(*settings.size)
+        self.run = train.make_run(settings, self.device)
 
-    def __init__(self, loader, seconds):
-        self.loader, self.seconds = loader, seconds
+    def dataset(self, transform):
+        cache = Cache(self.pairs, self.settings.size, 3, self.folder, self.folder)
+        cache.build()
+        size = self.settings.size
+        return CarvanaDataset(None, None, transform, size, pairs=self.pairs, cache=cache)
 
-    def __len__(self):
-        return len(self.dataset)  # an epoch without end
+    def loader(self, transform):
+        n_workers = default_workers(self.device)
+        order = EpochSampler(len(self.pairs), seed=0)
+        photos = self.dataset(transform)
+        return make_loader(photos, self.settings.batch_size, n_workers, True, order)
 
-    def __iter__(self):
-        self.count, end = 0, time.perf_counter() + self.seconds
-        while True:
-            for batch in self.loader:
-                yield batch
-                self.count += len(batch[0])
-                if time.perf_counter() > end:
-                    return
+    def train(self):
+        self.run.progress = EpochProgress(len(self.pairs))
+        train.train_one_epoch(self.run, self.loader(self.augmented), StopRequest())
 
+    def evaluate(self):
+        utils.score_loader(self.loader(self.plain), self.run.model, self.device)
 
-def ours(settings, transform, size, device, pairs, folder):
-    """(data set, {row: what is done with its batches}) as train.py, test.py and predict.py do."""
-    decoded = Cache(pairs, size, 3, folder, folder)
-    decoded.build()
-    photos = dataset.CarvanaDataset(None, None, transform, size, pairs=pairs, cache=decoded)
-    run, predictor = train.Run(settings, device, folder), predict.Predictor(utils.SHIPPED, device)
-    files = [pair.photo for pair in pairs]
-    write = partial(predict.draw, paths={"mask": folder / "mask.png"}, threshold=0.5)
-
-    def first_pass(_):
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            Cache(pairs, size, 3, folder, place).build()
-
-    def fit(loader):
-        run.progress = train.Progress(len(loader.dataset))
-        train.train_one_epoch(run, loader, StopRequest())
-
-    def fit_compiled(loader):
-        if run.trained_model is run.model:
-            run.trained_model = torch.compile(run.model)
-        fit(loader)
-
-    return photos, {
-        "train": fit,
-        "compiled": fit_compiled,
-        "evaluate": lambda loader: utils.score_loader(loader, run.model, device),
-        "predict": lambda _: exhaust(predict.predict_all(predictor, files, 4, write, [])),
-        "first pass": first_pass,
-    }
+    def predict(self):
+        photos = [pair.photo for pair in self.pairs]
+        flags = ["--checkpoint", utils.SHIPPED, "--output", self.folder / "masks", "--overwrite"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            predict.main([*photos, *flags, "--device", self.settings.device])
 
 
-class ClassicDataset(dataset.CarvanaDataset):
+class ClassicDataset(CarvanaDataset):
     """The data set of the tutorials: each photo is decoded at full size each time."""
 
     def __getitem__(self, key):
@@ -123,179 +100,103 @@ class ClassicDataset(dataset.CarvanaDataset):
         return result["image"], result["mask"].unsqueeze(0)
 
 
-def classic(settings, transform, size, device, pairs, folder):
-    """The same as the tutorials do."""
-    model = UNet(features=settings.features).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+class Classic(Ours):
+    """What the tutorials do."""
 
-    def fit(loader):
-        for images, masks in loader:
-            images, masks = images.to(device), masks.to(device)
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), masks)
-            optimizer.zero_grad()
+    def __init__(self, settings, pairs, folder):
+        super().__init__(settings, pairs, folder)
+        self.model = UNet(features=settings.features).to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+
+    def dataset(self, transform):
+        return ClassicDataset(None, None, transform, pairs=self.pairs)
+
+    def train(self):
+        self.model.train()
+        for images, masks in self.loader(self.augmented):
+            images, masks = images.to(self.device), masks.to(self.device)
+            logits = self.model(images)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks)
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            self.optimizer.step()
             loss.item()
 
     @torch.no_grad()
-    def evaluate(loader):
+    def evaluate(self):
+        self.model.eval()
         correct = 0
-        model.eval()
-        for images, masks in loader:
-            predicted = torch.sigmoid(model(images.to(device))) > 0.5
-            correct += (predicted == masks.to(device)).sum()
-        correct.item()
-
-    return ClassicDataset(None, None, transform, pairs=pairs), {"train": fit, "evaluate": evaluate}
+        for images, masks in self.loader(self.plain):
+            predicted = torch.sigmoid(self.model(images.to(self.device))) > 0.5
+            correct += (predicted == masks.to(self.device)).sum().item()
 
 
-@lru_cache(1)  # for all measurements of a row, so that workers live on
-def get_ready(way, row, seconds, settings, pairs, folder):
-    """(what is done for a row of the table, its batches)"""
-    device, size = utils.pick_device(settings.device), (settings.image_height, settings.image_width)
-    kind = partial(dataset.get_train_transform, augment=settings.augment)
-    kind = dataset.get_eval_transform if row == "evaluate" else kind
-    photos, works = way(settings, kind(*size), size, device, pairs, folder)
-    workers = min(8, cpu_count()) if device.type == "cuda" and row != "later epochs" else 0
-    if row == "later epochs":  # the last one that this process is for
-        torch.set_num_threads(1)
-    cv2.setNumThreads(torch.get_num_threads())
-    sampler = dataset.EpochSampler(len(pairs), 0)
-    loader = dataset.make_loader(photos, settings.batch_size, workers, True, sampler)
-    flip = settings.augment == "flip" and way is ours and row in ("train", "evaluate")
-    for pixels in copy_to(device, photos.cache).values() if flip else ():
-        mirror = dataset.A.Compose(dataset.AUGMENTATIONS["flip"]) if row == "train" else None
-        loader = DeviceLoader(photos, settings.batch_size, sampler, pixels, mirror)
-    if row in ("step", "compiled"):
-        loader = [[part.to(device) for part in next(iter(loader))]]
-    return works.get("train" if row == "step" else row, exhaust), Timed(loader, seconds)
+ROWS = {  # {method: title}
+    "train": "training",
+    "evaluate": "evaluation",
+    "predict": "prediction to files, pretrained weights",
+}
 
 
-def rate(way, row, seconds, settings, pairs, folder):
-    """Photos a second; called in the process of `way`."""
-    work, loader = get_ready(way, row, seconds, settings, pairs, folder)
-    start = time.perf_counter()
-    work(loader)
-    return (loader.count or len(pairs)) / (time.perf_counter() - start)
+def get_ready(kind, *args):
+    """Start a process of its own for one of the two ways."""
+    global way
+    way = kind(*args)
 
 
-def rate_in(process, *args):
-    """rate(*args), in a process."""
-    return process.submit(rate, *args).result()
+def measure(row):
+    """(photos a second, peak memory in GiB) of a row's work, in a process that is ready."""
+    started = time.perf_counter()
+    getattr(way, row)()
+    if way.device.type == "cuda":
+        torch.cuda.synchronize()
+    return len(way.pairs) / (time.perf_counter() - started), peak_memory(way.device)
 
 
-def spin():
-    """Keep tune_for_cpu from sharing cores; too late for OpenMP, which has read it already."""
-    os.environ["OMP_WAIT_POLICY"] = "active"
+def peak_memory(device):
+    """The most memory that this process has used so far, on a GPU if it uses one, in GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def rate_beside(company, process, partner, *args):
-    """Photos a second of ours in one process, while another one computes, or none."""
-    time.sleep(3 * INTERVAL)  # until it is known that the last one has ended
-    busy = [sys.executable, "-c", "while True: pass"]
-    count = cpu_count() // 2 if company == "beside busy threads" else 0
-    others = [subprocess.Popen(busy) for _ in range(count)]
-    alike = partner.submit(rate, ours, *args) if company == "beside another alike" else None
-    try:
-        return rate_in(process, ours, *args)
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-        if alike:
-            alike.result()
-
-
-def matrix_rate(device, seconds):
-    """Operations a second of products of large matrices, in the type that networks compute in."""
-    matrix = torch.ones(4096, 4096, device=device, dtype=utils.amp_dtype(device))
-
-    def time_of(count):
-        start = time.perf_counter()
-        for _ in range(count):
-            product = matrix @ matrix
-        product[0, 0].item()  # waits for a GPU
-        return time.perf_counter() - start
-
-    time_of(1)  # warms up
-    count = max(1, round(2 * seconds / time_of(2)))
-    return 2 * 4096**3 * count / time_of(count)
-
-
-def print_profile(row, seconds, settings, pairs, folder):
-    """How much a row of ours computes beside products of matrices, and what takes its time."""
-    device, args = utils.pick_device(settings.device), (seconds, settings, pairs, folder)
-    work, loader = get_ready(ours, row, *args)
-    work(loader)
-    loader.seconds = 0  # one batch
-    with FlopCounterMode(display=False) as counter:
-        work(loader)
-    operations = counter.get_total_flops() / (loader.count or len(pairs))
-    loader.seconds = seconds
-    computed, most = operations * rate(ours, row, *args), matrix_rate(device, seconds)
-    share = f"{computed / 1e9:.4g} GFLOP/s, {computed / most:.2f} of what products of matrices have"
-    print(f"{ROWS[row]}: {operations / 1e9:.4g} GFLOP a photo, {share}")
-    loader.seconds = 0
-    with torch.profiler.profile() as profiler:
-        work(loader)
-    where = "cpu" if device.type == "cpu" else "device"
-    print(profiler.key_averages().table(sort_by=f"self_{where}_time_total", row_limit=12))
-
-
-def print_row(title, *jobs):
-    """A line of the table: the median of what each job gives, and the ratio of the first to it."""
-    rates = [[job() for job in jobs] for _ in range(REPEATS + 1)]  # the first turn warms up
-    numbers = [median(some) for some in zip(*rates[1:], strict=True)]
-    numbers += [numbers[0] / number for number in numbers[1:]]
-    print(f"{title:60}" + "".join(f"{number:10.4g}" for number in numbers), flush=True)
+def print_row(row, processes):
+    """Measure a row in each of the processes in turn, and print a line of the table."""
+    turns = [[p.submit(measure, row).result() for p in processes] for _ in range(TURNS + 1)]
+    line = f"{ROWS[row]:42}"
+    medians = []
+    for results in zip(*turns[1:], strict=True):  # without the turn that warms up
+        medians.append(median(rate for rate, _ in results))
+        line += f"{medians[-1]:12.4g}{max(peak for _, peak in results):8.2f}"
+    if len(medians) > 1:
+        line += f"{medians[0] / medians[1]:10.2f}"
+    print(line, flush=True)
 
 
 def main(argv=None):
     """Measure as the flags in argv say; returns the exit code."""
-    parser = get_args_parser(train.Settings, "bench.py")
-    parser.description = __doc__.splitlines()[0]
-    parser.add_argument(
-        "--photos", type=whole_number(1, 10**6), metavar="N", help="the first so many"
-    )
-    parser.add_argument("--beside", action="store_true", help="other programs' work, on a CPU")
-    parser.add_argument("--profile", action="store_true", help="what takes the time")
-    given = read_flags(parser, sys.argv[1:] if argv is None else argv)
-    given = train.RECIPES[given.get("recipe", train.RECIPE)] | given
-    count, beside = given.pop("photos", None), given.pop("beside", False)
-    profiled = given.pop("profile", False)
-    if beside:
-        given["device"] = "cpu"
-    settings = train.Settings(**given | {"save_every": 0})
-    pairs = find_pairs(train.ROOT / settings.train_img_dir, train.ROOT / settings.train_mask_dir)
-    pairs = tuple(pairs[:count])
+    about = f"{__doc__.splitlines()[0]} All other flags are train.py's."
+    parser = Parser(prog="bench.py", description=about, allow_abbrev=False)
+    parser.add_argument("--photos", type=whole_number(1, 10**6), metavar="N", help="the first N")
+    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    args, flags = parser.parse_known_args(words)
+    from_flags = read_flags(train.Settings, flags, prog="bench.py")
+    recipe = train.RECIPES[check(train.Settings, from_flags).recipe]
+    settings = check(train.Settings, recipe | from_flags | {"save_every": 0})
+    folders = (settings.train_img_dir, settings.train_mask_dir)
+    pairs = find_pairs(*(train.ROOT / folder for folder in folders), settings.mask_suffix)
+
+    print(f"{'':42}{'ours':>12}{'GiB':>8}{'classic':>12}{'GiB':>8}{'ratio':>10}")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        args = SECONDS, settings, pairs, folder
-        if profiled:
-            for row in ("step", "predict"):
-                print_profile(row, *args)
-            return 0
-
-        def process(initializer=None):
-            """One that is started anew: threads do not survive a fork."""
-            context = get_context("spawn")
-            return stack.enter_context(Process(1, context, initializer))
-
-        titles = ("ours", "spinning" if beside else "classic", "ratio")
-        print(f"{'photos a second':60}" + "".join(f"{title:>10}" for title in titles))
-        if beside:
-            args = 2 * SECONDS, settings, pairs[:16], folder
-            both = [(process(setup), process(setup)) for setup in (None, spin)]
-            for row, company in product(BESIDE, COMPANY):
-                jobs = [partial(rate_beside, company, *pair, row, *args) for pair in both]
-                print_row(f"{ROWS[row].partition(',')[0]}, {company}", *jobs)
-            return 0
-        ways = {ours: process(), classic: process()}
-        for row, title in ROWS.items():
-            if row == "compiled" and utils.pick_device(settings.device, tune=False).type == "cpu":
-                continue  # where it takes a minute and brings nothing
-            some = [ours] if row in ("compiled", "predict") else ways
-            print_row(title, *(partial(rate_in, ways[way], way, row, *args) for way in some))
+        processes = []
+        for kind in (Ours, Classic):
+            args_of_kind = (kind, settings, pairs[: args.photos], folder)
+            process = ProcessPoolExecutor(1, get_context("spawn"), get_ready, args_of_kind)
+            processes.append(stack.enter_context(process))
+        for row in ROWS:
+            print_row(row, processes[:1] if row == "predict" else processes)
     return 0
 
 

@@ -1,19 +1,21 @@
-"""A checkpoint for others: as ONNX, for runtimes other than PyTorch, or as a small weights file.
+"""Export a checkpoint: to ONNX, for runtimes other than PyTorch, or to a small file of weights.
 
     python tools/export.py                                    best_checkpoint, ... -> unet.onnx
     python tools/export.py photos --checkpoint FILE           checked on these, not on drawn cars
     python tools/export.py --output weights/small.pth         a twentieth of a checkpoint's size
 
-What the ONNX graph takes and gives, with N, height and width free:
+Input and output of the ONNX graph; N, height and width are dynamic:
 
-    photos         (N, height, width, channels), uint8: RGB, or grey, as decoded; it normalizes
-    logits         (N, K, height, width), float32; an object is where they are above 0; of K classes
-                   a pixel has the one whose logit is the highest, if that is above 0
-    probabilities  the same through a sigmoid, instead of logits, with --probabilities
+    photos         (N, height, width, channels), uint8: RGB or grey, as decoded; the graph
+                   normalizes them
+    logits         (N, K, height, width), float32; above 0 a pixel is object; with several classes
+                   it has the class of the highest logit, if that is above 0
+    probabilities  with --probabilities instead of logits: their sigmoid
 
-Its metadata: image_size (height, width: in training), threshold, classes (their names), crop (side
-of the tiles of photos at their own size that it should be given, or null), version (of this text).
-It gets its name once onnx's checker has passed it and onnxruntime has given PyTorch's own answers.
+Metadata: image_size (height and width of photos in training), threshold, classes (their names),
+crop (side of the tiles in which the network should see photos at their own size, or null), version
+(of this description). The file is written only if onnx's checker accepts it and onnxruntime gives
+PyTorch's answers.
 """
 
 import json
@@ -21,23 +23,39 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import nn
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # when run as a script
+import support.startup  # noqa: E402, F401
+
+# isort: split
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
 import utils  # noqa: E402
 from data.draw_demo import draw_car  # noqa: E402
-from predict import Predictor, find_photos, load_onnx  # noqa: E402
+from predict import Predictor, find_photos  # noqa: E402
 from support.command_line import Parser, run_script  # noqa: E402
 from support.errors import BadInput, display_path  # noqa: E402
+from support.networks import load_onnx  # noqa: E402
 from support.pictures import find_objects, sigmoid  # noqa: E402
 from support.writing import check_output, write_aside  # noqa: E402
 
 VERSION = "1.1"
 OPSET = 18
-TOLERANCE = {"float32": (1e-3, 0.9999), "float16": (1e-1, 0.999)}  # see check_answers
+
+
+class Limits(NamedTuple):
+    """How far an exported network's answers may be from PyTorch's."""
+
+    difference: float  # of two probabilities, at most
+    same_pixels: float  # share of the masks' pixels, at least
+
+
+FP32_LIMITS = Limits(difference=1e-3, same_pixels=0.9999)
+FP16_LIMITS = Limits(difference=1e-1, same_pixels=0.999)
 
 
 def get_args_parser():
@@ -48,13 +66,14 @@ def get_args_parser():
     add("--checkpoint", metavar="FILE", help="of train.py (default: the same as predict.py's)")
     output = "an .onnx file, or a .pth file of small weights (default: unet.onnx)"
     add("--output", metavar="FILE", type=Path, default=Path("unet.onnx"), help=output)
-    add("--probabilities", action="store_true", help="give probabilities instead of logits")
+    add("--probabilities", action="store_true", help="output probabilities instead of logits")
     add("--fp16", action="store_true", help="compute in float16: half the size, for GPUs")
     return parser
 
 
 def save_weights(checkpoint, filename):
-    """Write what evaluation and --pretrained need of a checkpoint, its convolutions in float16."""
+    """Write what evaluation and --pretrained need of a checkpoint; convolutions are in float16.
+    Raises BadInput."""
     weights = {
         name: tensor.half() if tensor.dim() == 4 else tensor
         for name, tensor in checkpoint["state_dict"].items()
@@ -64,7 +83,10 @@ def save_weights(checkpoint, filename):
 
 
 class PhotosToLogits(nn.Module):
-    """What the ONNX file computes: the network of a checkpoint with the normalization before it."""
+    """What the ONNX file computes: normalization, then the network of a checkpoint.
+
+    Shape: photos (N, height, width, channels), uint8 -> (N, K, height, width), float32.
+    """
 
     def __init__(self, checkpoint, fp16=False, probabilities=False):
         super().__init__()
@@ -72,7 +94,7 @@ class PhotosToLogits(nn.Module):
         self.probabilities = probabilities
         model = utils.build_model(checkpoint)
         self.model = model.to(self.dtype, memory_format=torch.contiguous_format)
-        # As albumentations' Normalize has it.
+        # The same formula as albumentations' Normalize.
         normalization = checkpoint["normalization"]
         for name in ("mean", "std"):
             values = torch.tensor(normalization[name], dtype=torch.float32).reshape(-1, 1, 1)
@@ -85,17 +107,17 @@ class PhotosToLogits(nn.Module):
 
 
 def to_onnx(checkpoint, fp16=False, probabilities=False):
-    """A checkpoint that load_checkpoint gave, as an onnx.ModelProto with metadata.
+    """A checkpoint that load_checkpoint returned, as an onnx.ModelProto with metadata.
 
-    Raises BadInput where a package is missing.
+    Raises BadInput if a package is missing.
     """
     try:
         import onnx
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BadInput("ONNX", "needs a package more", f"pip install {error.name}") from None
-    # Not the smallest photos, for which the exporter would take a size as one that never changes.
+        raise BadInput("ONNX", "needs another package", f"pip install {error.name}") from None
+    # For very small photos the exporter would take a size as fixed.
     photos = torch.zeros(2, 96, 144, checkpoint["model"]["in_channels"], dtype=torch.uint8)
     program = torch.onnx.export(
         PhotosToLogits(checkpoint, fp16, probabilities).eval(),
@@ -108,61 +130,91 @@ def to_onnx(checkpoint, fp16=False, probabilities=False):
         dynamic_shapes={"photos": {0: "batch", 1: "height", 2: "width"}},
     )
     proto = program.model_proto
-    facts = {n: json.dumps(checkpoint[n]) for n in ("image_size", "threshold", "classes", "crop")}
-    facts["version"] = VERSION
-    facts["input"] = "photos as decoded: uint8, (batch, height, width, channels), 0 to 255"
-    onnx.helper.set_model_props(proto, facts)
+    names = ("image_size", "threshold", "classes", "crop")
+    metadata = {name: json.dumps(checkpoint[name]) for name in names}
+    metadata["version"] = VERSION
+    metadata["input"] = "photos as decoded: uint8, (batch, height, width, channels), 0 to 255"
+    onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
 def compare(checkpoint, onnx_file, network, photos):
-    """Yield the logits (K, h, w) of PyTorch, in float32, and of the file for each photo, or of one
-    of crops for the middle of each."""
+    """Yield pairs of logits (K, h, w), float32: PyTorch's in full precision and the file's.
+
+    A network trained on crops gets the middle of each photo. The first photo comes twice: the
+    second time at another size, which is odd where the first is not.
+    """
     graph = PhotosToLogits(checkpoint).eval()
-    _, answer = load_onnx(onnx_file, torch.device("cpu"))
+    onnx_answer = load_onnx(onnx_file, torch.device("cpu")).answer
 
     def answers(photo):
         with torch.inference_mode():
             expected = graph(torch.from_numpy(photo.copy())[None])[0].numpy()
-        return expected, answer(photo[None])[0].numpy()
+        return expected, onnx_answer(photo[None])[0].numpy()
 
     for path in photos:
-        photo, side = network.read(path), network.crop
-        top, left = ((n - side) // 2 if side and n > side else 0 for n in photo.shape[:2])
-        photo = photo[top:, left:][:side, :side]
+        photo = network.read(path)
+        if network.crop:
+            photo = middle_of(photo, network.crop)
         yield answers(photo)
         if path == photos[0]:
-            yield answers(photo[1::2, ::3])  # another size, and odd where that one is not
+            yield answers(photo[1::2, ::3])
+
+
+def middle_of(photo, side):
+    """The square of `side` pixels in the middle of a photo (H, W, C), or less if it is smaller."""
+    top, left = (max(0, (length - side) // 2) for length in photo.shape[:2])
+    return photo[top : top + side, left : left + side]
 
 
 def check_answers(answers, threshold, fp16):
-    """Compare pairs of logits (K, h, w), PyTorch's and the file's; returns the result as a
-    sentence.
+    """Compare pairs of logits (K, h, w), PyTorch's and the file's; return the result as a sentence.
 
-    Raises BadInput where probabilities differ by more than TOLERANCE allows, or masks in a greater
-    share of pixels.
+    Raises BadInput if probabilities differ by more than the limit for the precision, or too few of
+    the masks' pixels are the same.
     """
-    worst, same, pixels, count = 0.0, 0, 0, 0
+    largest = 0.0
+    n_same = 0
+    n_pixels = 0
+    n_answers = 0
     for expected, found in answers:
-        masks = [find_objects(logits, threshold) for logits in (expected, found)]
-        same, pixels = same + (masks[0] == masks[1]).sum(), pixels + masks[0].size
-        count += 1
+        same = find_objects(expected, threshold) == find_objects(found, threshold)
+        n_same += same.sum()
+        n_pixels += same.size
+        n_answers += 1
         difference = np.abs(sigmoid(expected.copy()) - sigmoid(found.copy())).max()
-        worst = max(worst, math.inf if math.isnan(difference) else difference)
-    most, least = TOLERANCE["float16" if fp16 else "float32"]
+        largest = max(largest, math.inf if math.isnan(difference) else difference)
     result = (
-        f"on {count} photos probabilities differ by at most {worst:.1e} from PyTorch's, and "
-        f"{same / pixels:.4%} of the masks' pixels are the same"
+        f"on {n_answers} photos probabilities differ by at most {largest:.1e} from PyTorch's, and "
+        f"{n_same / n_pixels:.4%} of the masks' pixels are the same"
     )
-    if worst > most or same / pixels < least:
-        raise BadInput("the exported network", f"answers otherwise ({result})", "train it anew")
+    limits = FP16_LIMITS if fp16 else FP32_LIMITS
+    if largest > limits.difference or n_same / n_pixels < limits.same_pixels:
+        reason = f"does not give PyTorch's answers ({result})"
+        remedy = "leave out --fp16" if fp16 else "its weights may be too large: train it again"
+        raise BadInput("the exported network", reason, remedy)
     return result
 
 
+def export_onnx(checkpoint, args, network):
+    """Write the ONNX file that the flags ask for, once its answers are checked; return the result
+    as a sentence. Raises BadInput."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.photos:
+            draw_car(0, Path(folder))
+        photos = find_photos(args.photos or [f"{folder}/train_images"])
+        proto = to_onnx(checkpoint, args.fp16, args.probabilities)
+        with write_aside(args.output) as file:
+            file.write(proto.SerializeToString())
+            file.flush()
+            answers = compare(checkpoint, file.name, network, photos)
+            return check_answers(answers, network.threshold, args.fp16)
+
+
 def main(argv=None):
-    """Write the file that the flags in argv name; returns the exit code."""
-    args = get_args_parser().parse_args(argv)
+    """Write the file that the flags in argv name; return the exit code."""
+    args = get_args_parser().parse_args(argv if argv is None else [str(word) for word in argv])
     if args.output.suffix not in (".onnx", ".pth") or args.output.is_dir():
         raise BadInput(args.output, "neither .onnx nor .pth", "name such a file with --output")
     check_output(args.output.parent, "--output")
@@ -172,20 +224,9 @@ def main(argv=None):
         save_weights(checkpoint, args.output)
         result = "convolutions in float16, without what only resuming needs"
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            if not args.photos:
-                draw_car((0, Path(folder)))
-            photos = find_photos(args.photos or [f"{folder}/train_images"])
-            proto = to_onnx(checkpoint, args.fp16, args.probabilities)
-            with write_aside(args.output) as file:
-                file.write(proto.SerializeToString())
-                file.flush()
-                answers = compare(checkpoint, file.name, network, photos)
-                result = check_answers(answers, network.threshold, args.fp16)
-    size = args.output.stat().st_size / 1e6
-    print(
-        f"{display_path(network.filename)} as {display_path(args.output)}, {size:.1f} MB; {result}"
-    )
+        result = export_onnx(checkpoint, args, network)
+    names = f"{display_path(network.filename)} as {display_path(args.output)}"
+    print(f"{names}, {args.output.stat().st_size / 1e6:.1f} MB; {result}")
     return 0
 
 
