@@ -3,10 +3,12 @@
 find_pairs -> split_by_car -> Cache -> CarvanaDataset -> get_loaders -> batches
 """
 
+import atexit
 import math
 import os
 import random
 import re
+import weakref
 from functools import partial
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before its import, or each start asks the network
@@ -81,6 +83,12 @@ def get_train_transform(height, width, augment="classic", **normalization):
     return get_eval_transform(height, width, **normalization, augmentation=AUGMENTATIONS[augment])
 
 
+def is_deterministic(transform):
+    """Whether a transform only resizes and normalizes, as evaluation's does."""
+    steps = (A.Resize, A.Normalize, ToTensorV2)
+    return isinstance(transform, A.Compose) and all(isinstance(step, steps) for step in transform)
+
+
 # The split ----------------------------------------------------------------------------------------
 
 
@@ -123,17 +131,19 @@ class CarvanaDataset(Dataset):
     Args:
         image_dir, mask_dir: folders; see find_pairs.
         transform: albumentations' Compose, applied to the photo (H, W, C) and the mask (H, W), both
-            uint8; None for evaluation's, at `size` or else at the photo's own size.
+            uint8; None for evaluation's, which has no randomness, at `size` or else at the photo's
+            own size.
         size: (height, width) that photos are decoded to before the transform; None: full size.
         channels: 3 for RGB, 1 for grey.
-        seed: with the epoch and the photo's name it determines all that is random.
+        seed: determines, with the epoch and the photo's name, what is random about `(epoch, i)`.
         pairs: a part of what find_pairs finds, such as one side of split_by_car.
         cache: a Cache that holds those pairs at that size.
         labels: what the values in the masks' files mean.
         crop: side of the square, in pixels, that is cut out at random before the transform.
 
-    Item `i`, or `(epoch, i)`: image (C, H, W), float32 and normalized, and mask (K, H, W) for K
-    classes, float32, see to_channels. Raises BadInput for bad files.
+    An item is an image (C, H, W), float32 and normalized, and a mask (K, H, W) for K classes,
+    float32, see to_channels. Item `i` is augmented differently each time, by PyTorch's random
+    numbers; item `(epoch, i)` is always the same. Raises BadInput for bad files.
     """
 
     def __init__(
@@ -151,6 +161,8 @@ class CarvanaDataset(Dataset):
     ):
         self.pairs = find_pairs(image_dir, mask_dir) if pairs is None else pairs
         self.transform = transform or get_eval_transform(*(size or (None, None)))
+        # Evaluation takes no random numbers: a resumed run could not know how many.
+        self.is_random = bool(crop) or not is_deterministic(self.transform)
         self.size = size
         self.channels = channels
         self.seed = seed
@@ -163,14 +175,15 @@ class CarvanaDataset(Dataset):
 
     def __getitem__(self, key):
         # The epoch comes with the index: a worker that lives on would not see an attribute change.
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = key if isinstance(key, tuple) else (None, key)
         photo, mask = self.read(self.pairs[index])
-        numpy_random, python_random = self.random_generators(epoch, index)
-        if self.crop:
-            photo, mask = random_crop(photo, mask, self.crop, python_random)
-        if hasattr(self.transform, "set_random_state"):
-            # One stream for all steps: set_random_seed would start the same one in each of them.
-            self.transform.set_random_state(numpy_random, python_random)
+        if self.is_random:
+            numpy_random, python_random = self.random_generators(epoch, index)
+            if self.crop:
+                photo, mask = random_crop(photo, mask, self.crop, python_random)
+            if hasattr(self.transform, "set_random_state"):
+                # One stream for all steps: set_random_seed would start the same one in each.
+                self.transform.set_random_state(numpy_random, python_random)
         # Copied, since arrays from Pillow and from the memory map are read-only.
         result = self.transform(image=np.array(photo), mask=np.array(mask))
         image = result["image"]
@@ -179,10 +192,17 @@ class CarvanaDataset(Dataset):
         return image.float(), to_channels(result["mask"], self.labels)
 
     def random_generators(self, epoch, index):
-        """NumPy's and Python's generators for what is random about an item in an epoch."""
-        text = f"{self.seed} {epoch} {self.pairs[index].name}"
-        # With crops, a photo comes several times an epoch.
-        seed = stable_hash(f"{text} {index}" if self.crop else text)
+        """NumPy's and Python's generators for what is random about an item in an epoch.
+
+        Without an epoch (None) they are seeded by PyTorch's own generator. A DataLoader seeds that
+        differently in each of its workers.
+        """
+        if epoch is None:
+            seed = torch.randint(2**63 - 1, ()).item()
+        else:
+            text = f"{self.seed} {epoch} {self.pairs[index].name}"
+            # With crops, a photo comes several times an epoch.
+            seed = stable_hash(f"{text} {index}" if self.crop else text)
         return np.random.default_rng(seed), random.Random(seed)
 
     def read(self, pair):
@@ -191,6 +211,15 @@ class CarvanaDataset(Dataset):
             return self.cache.read(pair)
         check_header(pair)  # the files may have changed since the start
         return read_pair(pair, self.size, self.channels, self.labels)
+
+    @property
+    def names(self):
+        """The photos' names, in order."""
+        return [pair.name for pair in self.pairs]
+
+
+class ReportingDataset(CarvanaDataset):
+    """The data set for a PhotoLoader, which raises a worker's BadInput as it is."""
 
     def __getitems__(self, keys):
         """A batch's items. A worker, which cannot raise a whole BadInput, returns it instead."""
@@ -201,15 +230,11 @@ class CarvanaDataset(Dataset):
                 raise
             return problem
 
-    @property
-    def names(self):
-        """The photos' names, in order."""
-        return [pair.name for pair in self.pairs]
-
 
 class EpochSampler(Sampler):
     """Yields (epoch, index), in an order that is a function of the seed and the epoch.
 
+    Each iteration is another epoch: the one that set_epoch chose, or else the next one, from 0 on.
     With n processes each takes every n-th index, so their batches together are those of one
     process. The first indices are repeated where that does not come out even (see
     support.distributed.drop_repeats).
@@ -218,19 +243,23 @@ class EpochSampler(Sampler):
     def __init__(self, length, seed):
         self.length = length
         self.seed = seed
-        self.epoch = 0
-        self.start = 0
+        self.set_epoch(0)
 
     def set_epoch(self, epoch, start=0):
-        """Draw this epoch's order from now on, without its first `start` photos."""
+        """Choose the epoch of the next iteration, which leaves out its first `start` photos."""
         self.epoch = epoch
         self.start = start
+        self.has_begun = False
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        if self.has_begun:
+            self.set_epoch(self.epoch + 1)
+        self.has_begun = True
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
         order = np.resize(order, self.start + len(self) * world_size())
-        own = order[self.start + rank() :: world_size()]
-        return ((self.epoch, index) for index in own.tolist())
+        for index in order[self.start + rank() :: world_size()].tolist():
+            yield epoch, index
 
     def __len__(self):
         return -(-(self.length - self.start) // world_size())
@@ -260,15 +289,20 @@ def get_loaders(
     labels=BINARY,
     group=None,
     crop=None,
+    normalization=None,
 ):
-    """(training loader, validation loader); the first one's `sampler.set_epoch` starts an epoch.
+    """(training loader, validation loader).
+
+    Each iteration of the training loader has another order and augmentation, which depend on `seed`
+    alone; its `sampler.set_epoch` chooses the epoch, as resuming needs it.
 
     With `size`, (height, width), photos are decoded once into a cache beside them (or in
     `cache_dir`), and a transform left out is the default one, with the augmentation `augment`;
     without, the transforms are applied to photos at full size. If `val_dir` is None, validation is
     drawn from the training photos by car or `group` (see car_id). With `crop`, photos are cached
     as they are; an epoch has as many squares of `crop` pixels as would cover them, and validation
-    has whole photos, one per batch. Raises BadInput that lists all bad files.
+    has whole photos, one per batch. `normalization`, see NORMALIZATION, is that of the default
+    transforms. Raises BadInput that lists all bad files.
     """
     all_pairs = find_pairs(train_dir, train_maskdir, mask_suffix)
     if val_dir is None:
@@ -289,21 +323,40 @@ def get_loaders(
         )
         train_cache = decode(all_pairs, train_dir)
         val_cache = train_cache if val_dir is None else decode(val_pairs, val_dir)
-        train_transform = train_transform or get_train_transform(*size, augment=augment)
+        normalization = normalization or NORMALIZATION
+        train_transform = train_transform or get_train_transform(*size, augment, **normalization)
+        eval_size = decoded_size or (None, None)
+        val_transform = val_transform or get_eval_transform(*eval_size, **normalization)
     if crop:
         train_pairs = repeat_for_crops(train_pairs, crop)
 
     dataset = partial(
-        CarvanaDataset, None, None, size=decoded_size, channels=channels, seed=seed, labels=labels
+        ReportingDataset, None, None, size=decoded_size, channels=channels, seed=seed, labels=labels
     )
     train_set = dataset(train_transform, pairs=train_pairs, cache=train_cache, crop=crop)
     val_set = dataset(val_transform, pairs=val_pairs, cache=val_cache)
     loader = partial(make_loader, num_workers=num_workers, pin_memory=pin_memory)
     val_share = range(rank(), len(val_set), world_size())  # see utils.check_accuracy
-    return (
-        loader(train_set, batch_size, sampler=EpochSampler(len(train_set), seed)),
-        loader(val_set, 1 if crop else batch_size, sampler=val_share),
-    )
+    train_loader = loader(train_set, batch_size, sampler=EpochSampler(len(train_set), seed))
+    val_loader = loader(val_set, 1 if crop else batch_size, sampler=val_share)
+    if num_workers:
+        close_at_exit(train_loader)
+        close_at_exit(val_loader)
+    return train_loader, val_loader
+
+
+def close_at_exit(loader):
+    """Close a loader, if it still exists, when the script ends, however that comes about.
+
+    Its workers ignore SIGTERM, by which Python ends processes that are left, and then waits.
+    """
+    reference = weakref.ref(loader)
+
+    def close():
+        if (existing := reference()) is not None:
+            existing.close()
+
+    atexit.register(close)
 
 
 def repeat_for_crops(pairs, side):

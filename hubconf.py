@@ -1,7 +1,7 @@
 """Entry points for torch.hub: https://pytorch.org/docs/stable/hub.html
 
     model = torch.hub.load(REPO, "unet_carvana", pretrained=True)    # an nn.Module
-    predictor = torch.hub.load(REPO, "predictor")                    # files of photos in, masks out
+    predictor = torch.hub.load(REPO, "predictor")                    # photos in, masks out
 
 REPO is this repository's `owner/name` on GitHub, or, with source="local", the folder of a clone.
 """
@@ -64,6 +64,7 @@ def unet_carvana(pretrained=True, **kwargs):
 
 def predictor(checkpoint=None, **kwargs):
     """A Predictor (see predict.py, also for `kwargs`) of a checkpoint, by default of the weights
-    that ship; its `mask(path)` and `probabilities(path)` take the file of a photo."""
+    that ship; its `mask`, `masks`, `cutout` and `probabilities` take photos as files, bytes, PIL
+    images or arrays."""
     predict = import_predict()
     return predict.Predictor(checkpoint or predict.utils.SHIPPED, **kwargs)

@@ -111,6 +111,9 @@ class UNet(nn.Module):
         return double_conv(x)
 
 
+UNET = UNet  # the name in the well-known tutorials
+
+
 def pad_to(x, height, width):
     """Add zeros at the right and the bottom, (N, C, H, W) -> (N, C, height, width).
 

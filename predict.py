@@ -28,13 +28,28 @@ from PIL import Image, ImageColor
 
 import utils
 from dataset import get_eval_transform
-from support.checkpoints import find_checkpoint
-from support.command_line import Parser, add_network_flags, number_between, run_script, whole_number
+from support.checkpoint_files import find_checkpoint
+from support.command_line import (
+    Parser,
+    add_network_flags,
+    arguments,
+    number_between,
+    run_script,
+    whole_number,
+)
 from support.errors import BadInput, display_path
-from support.images import photo_size, read_photo
+from support.images import photo_size, read_photo, rereadable
 from support.networks import Network, load_onnx
 from support.pairs import cpu_count, in_threads, list_images
-from support.pictures import draw, find_objects, scale, sigmoid
+from support.pictures import (
+    cut_out,
+    draw,
+    find_objects,
+    likeliest_class,
+    read_with_profile,
+    scale,
+    sigmoid,
+)
 from support.progress import ProgressBar
 from support.submission import Submission, encode
 from support.tiles import in_tiles
@@ -68,7 +83,8 @@ def load_torch(filename, device):
 
 
 class Predictor:
-    """A trained network that takes files of photos.
+    """A trained network that takes photos: each a path, the bytes of a file, an open binary file, a
+    PIL image, or a NumPy array (H, W), (H, W, 3) or (H, W, 4), uint8, grey, RGB or RGBA.
 
     Args:
         checkpoint: file of train.py or tools/export.py (.onnx); by default the repository's
@@ -108,9 +124,9 @@ class Predictor:
         trained_height, trained_width = network.image_size
         self.size = None if self.crop else (height or trained_height, width or trained_width)
 
-    def read(self, path):
+    def read(self, photo):
         """A photo as `logits` takes it: (height, width, channels), uint8."""
-        return read_photo(path, self.size, self.channels)
+        return read_photo(photo, self.size, self.channels)
 
     def logits(self, photos):
         """Logits (N, K, height, width), float32, of N photos of one size that `read` returned."""
@@ -132,21 +148,48 @@ class Predictor:
             logits = (logits + self.answer(photos[:, :, ::-1]).flip(-1)) / 2
         return logits
 
-    def full_size_logits(self, path):
+    def full_size_logits(self, photo):
         """Logits of a photo at the photo's own size: (K, H, W), float32."""
-        return scale(self.logits([self.read(path)])[0], photo_size(path))
+        photo = rereadable(photo)
+        return scale(self.logits([self.read(photo)])[0], photo_size(photo))
 
-    def probabilities(self, path):
+    def probabilities(self, photo):
         """Probabilities of a photo's pixels, at its own size: (H, W), float32, 0 to 1; with several
         classes (K, H, W)."""
-        probabilities = sigmoid(self.full_size_logits(path))
+        probabilities = sigmoid(self.full_size_logits(photo))
         return probabilities if len(self.classes) > 1 else probabilities[0]
 
-    def mask(self, path, threshold=None):
+    def mask(self, photo, threshold=None):
         """A photo's mask at its own size: (H, W), uint8, 0 and 255; with several classes 0 for
-        background and 1 to K."""
+        background and 1 to K.
+
+        threshold: a pixel is object above this probability; None: the checkpoint's.
+        """
+        return self.masks([photo], threshold)[0]
+
+    def masks(self, photos, threshold=None, batch_size=4):
+        """The masks of several photos, a list in their order; each is what `mask` gives.
+
+        batch_size: how many photos the network takes at once; 1 if it was trained on crops.
+        """
         threshold = self.threshold if threshold is None else threshold
-        return find_objects(self.full_size_logits(path), threshold)
+        photos = [rereadable(photo) for photo in photos]
+        batch_size = 1 if self.crop else batch_size  # at their own size, they make no batch
+        masks = []
+        for start in range(0, len(photos), batch_size):
+            batch = photos[start : start + batch_size]
+            answers = self.logits([self.read(photo) for photo in batch])
+            for photo, logits in zip(batch, answers, strict=True):
+                masks.append(find_objects(scale(logits, photo_size(photo)), threshold))
+        return masks
+
+    def cutout(self, photo, threshold=None):
+        """The object of a photo, or with several classes everything except background, as a PIL
+        image of the photo's own size, RGBA: the background is transparent, the edge soft."""
+        threshold = self.threshold if threshold is None else threshold
+        photo = rereadable(photo)
+        logits = likeliest_class(self.full_size_logits(photo))
+        return cut_out(read_with_profile(photo), logits, threshold)
 
 
 # Flags --------------------------------------------------------------------------------------------
@@ -182,7 +225,7 @@ def get_args_parser():
 
 def parse_flags(argv=None):
     """The flags in argv, or without it those of the command line. Raises BadInput."""
-    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = arguments(argv)
     for index, word in enumerate(words):
         # argparse would take a photo that follows for the number of bits.
         if word == "--probability" and words[index + 1 : index + 2] not in (["8"], ["16"]):

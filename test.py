@@ -23,9 +23,15 @@ from torch.utils.data import default_collate
 
 import utils
 from dataset import CarvanaDataset, get_eval_transform, split_by_car, to_channels
-from support import checkpoints
+from support import checkpoint_files
 from support.cache import Cache
-from support.command_line import Parser, add_network_flags, run_script, whole_number
+from support.command_line import (
+    Parser,
+    add_network_flags,
+    arguments,
+    run_script,
+    whole_number,
+)
 from support.errors import BadInput, display_path, printable
 from support.masks import read_mask
 from support.pairs import find_pairs, for_all
@@ -89,7 +95,7 @@ def find_test_pairs(args, checkpoint, settings):
 
 def make_dataset(args, checkpoint, filename):
     """The data set of the photos to score, as the checkpoint's network takes them."""
-    settings = checkpoints.data_settings(checkpoint, filename)
+    settings = checkpoint_files.data_settings(checkpoint, filename)
     folder, all_pairs, pairs = find_test_pairs(args, checkpoint, settings)
     labels = settings.labels(len(checkpoint["classes"]))
     if args.mask_value:
@@ -160,12 +166,12 @@ def draw_photo(title, dataset, index, model, checkpoint, tta):
 
 def main(argv=None):
     """Evaluate as the flags in argv say; returns the exit code."""
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser().parse_args(arguments(argv))
     check_output(args.output_dir)
     if args.csv:
         check_output(Path(args.csv).absolute().parent, "--csv")
     candidates = [args.output_dir / name for name in (BEST_CHECKPOINT, CHECKPOINT)]
-    filename = args.checkpoint or checkpoints.find_checkpoint(*candidates)
+    filename = args.checkpoint or checkpoint_files.find_checkpoint(*candidates)
     checkpoint = utils.load_checkpoint(filename)
     device = utils.pick_device(args.device)
     model = utils.for_whole_photos(utils.build_model(checkpoint, device), checkpoint["crop"])

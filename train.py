@@ -24,7 +24,6 @@ import support.startup  # noqa: F401  first: Ctrl-C during the slow import of to
 
 import copy
 import math
-import sys
 import time
 from functools import partial
 from itertools import islice
@@ -40,7 +39,8 @@ import utils
 from dataset import AUGMENTATIONS, NORMALIZATION, VAL_FRACTION, get_loaders, make_loader
 from model import UNet
 from support import checkpoints, distributed, plots, report
-from support.command_line import run_script
+from support.checkpoint_files import CLASSIC
+from support.command_line import arguments, run_script
 from support.distributed import rank, world_size
 from support.errors import display_path, short_path
 from support.flags import (
@@ -57,7 +57,7 @@ from support.flags import (
 from support.loading import default_workers
 from support.masks import Labels
 from support.muon import Muon
-from support.run import EpochProgress, Run
+from support.run import EpochProgress, Run, all_arguments
 from support.scores import compute_class_weights, without_ignored
 from support.settings import choose_settings, existing_photos, read_flags
 from support.signals import Stopped, stop_request
@@ -201,8 +201,9 @@ def make_run(settings, device):
         "in_channels": settings.in_channels,
         "out_channels": len(settings.classes),
         "features": list(settings.features),
+        "checkpoint_activations": settings.checkpoint_activations,
     }
-    model = UNet(**arguments, checkpoint_activations=settings.checkpoint_activations)
+    model = UNet(**arguments)
     model.to(device, memory_format=utils.memory_format(device))
     needs_scaler = utils.amp_dtype(device) == torch.float16
     return Run(
@@ -210,13 +211,13 @@ def make_run(settings, device):
         device=device,
         output_dir=ROOT / settings.output_dir,
         model=model,
-        model_arguments=arguments,
+        model_arguments=all_arguments(UNet, arguments),
         parallel_model=distributed.in_parallel(model, device),
         optimizer=OPTIMIZERS[settings.optimizer](model.parameters()),
         scaler=torch.amp.GradScaler(device.type, enabled=needs_scaler),
         normalization=NORMALIZATION,
         val_fraction=VAL_FRACTION,
-        threshold=checkpoints.CLASSIC["threshold"],
+        threshold=CLASSIC["threshold"],
     )
 
 
@@ -290,7 +291,7 @@ def train_one_epoch(run, loader, stop):
                     logits = run.parallel_model(images)  # (N, K, H, W)
                 if settings.ignore is not None:
                     logits, masks = without_ignored(logits, masks)
-                losses = loss_function(logits, masks)[:n_real]  # (N,)
+                losses = utils.photo_losses(loss_function, logits, masks)[:n_real]  # (N,)
                 # DDP averages over processes, so scale by world_size to get the mean over photos.
                 loss = losses.sum() * (world_size() / photos_in_step)
                 run.scaler.scale(loss).backward()
@@ -408,7 +409,9 @@ def write_outputs(run, val_loader):
     loader = make_loader(subset, val_loader.batch_size)
     network = utils.for_whole_photos(run.model, run.settings.crop)
     folder = run.output_dir / "saved_images"
-    utils.save_predictions_as_imgs(loader, network, folder, run.device, run.threshold)
+    utils.save_predictions_as_imgs(
+        loader, network, folder, run.device, run.threshold, run.normalization
+    )
 
 
 # The parts of main --------------------------------------------------------------------------------
@@ -442,12 +445,12 @@ def load_checkpoints(call):
     if not call.pretrained:
         return {}, {}
     source = ROOT / call.pretrained
-    pretrained = utils.load_checkpoint(short_path(source))
+    pretrained = utils.load_checkpoint(short_path(source), must_fit=False)
     print(f"Starting from {display_path(source)}, with its architecture and image size")
     return {}, pretrained
 
 
-def make_loaders(settings, device):
+def make_loaders(run):
     """The loaders of training and validation photos; see get_loaders.
 
     Under torchrun the first process decodes the photos for all. Raises BadInput that lists every
@@ -457,6 +460,7 @@ def make_loaders(settings, device):
     def resolve(folder):
         return folder and short_path(ROOT / folder)
 
+    settings = run.settings
     n_workers = settings.num_workers
     with distributed.first_before_others():
         return get_loaders(
@@ -465,7 +469,7 @@ def make_loaders(settings, device):
             resolve(settings.val_img_dir),
             resolve(settings.val_mask_dir),
             settings.batch_size,
-            num_workers=default_workers(device) if n_workers is None else n_workers,
+            num_workers=default_workers(run.device) if n_workers is None else n_workers,
             pin_memory=settings.pin_memory,
             size=settings.size,
             channels=settings.in_channels,
@@ -477,6 +481,7 @@ def make_loaders(settings, device):
             labels=settings.labels,
             group=settings.group,
             crop=settings.crop,
+            normalization=run.normalization,
         )
 
 
@@ -504,7 +509,7 @@ def main(argv=None, resume_command=None):
     resume_command: the words to type to resume, when called from another script.
     """
     started = time.perf_counter()
-    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = arguments(argv)
     from_flags = read_flags(Settings, argv)
     call = check(Settings, from_flags)  # of which load_model, device, ... count at once
     with distributed.process_group(utils.pick_device(call.device)) as device:
@@ -515,7 +520,7 @@ def main(argv=None, resume_command=None):
         latest = run.output_dir / CHECKPOINT
         check_output(run.output_dir)
         if pretrained:
-            checkpoints.start_from(run.model, pretrained)
+            checkpoints.start_from(run, pretrained)
         if checkpoint:
             checkpoints.unpack(checkpoint, run, latest)
             report.restore_table(run)
@@ -523,7 +528,7 @@ def main(argv=None, resume_command=None):
             report.nothing_left(run, latest)
             return 0
 
-        train_loader, val_loader = make_loaders(settings, device)
+        train_loader, val_loader = make_loaders(run)
         prepare_run(run, train_loader.dataset, resumed=bool(checkpoint))
         report.announce(
             run,

@@ -1,5 +1,6 @@
 """What the scripts share around the network: device, losses, scores, checkpoints, pictures."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dataset import get_loaders  # noqa: F401  the tutorials import it from here
 from model import UNet
-from support import checkpoints, distributed
-from support.checkpoints import CLASSIC
+from support import checkpoint_files, distributed
+from support.checkpoint_files import CLASSIC
 from support.command_line import is_dead_worker
 from support.cpu import keep_freed_memory
 from support.errors import BadInput, printable
@@ -115,15 +117,32 @@ def bce_dice(logits, masks, weights=None):
     return bce(logits, masks, weights) + dice_loss(logits, masks)
 
 
+# What --loss offers. A function may also give one number for the whole batch, as PyTorch's do.
 LOSSES = {"bce": bce, "bce-dice": bce_dice}
 
 
 def make_loss(name, class_weights=None, device=None):
-    """One of LOSSES, with these weights, (K,) or (K, 1, 1), for the classes' pixels."""
+    """One of LOSSES, with these weights, (K,) or (K, 1, 1), for the classes' pixels.
+
+    Raises BadInput if there are weights and the loss takes none.
+    """
+    loss = LOSSES[name]
     if class_weights is None:
-        return LOSSES[name]
+        return loss
+    if "weights" not in inspect.signature(getattr(loss, "forward", loss)).parameters:
+        reason = f"--loss {name} takes no weights"
+        raise BadInput("--class-weights", reason, "leave it out, or choose another --loss")
     weights = torch.as_tensor(class_weights, dtype=torch.float32, device=device)
-    return partial(LOSSES[name], weights=weights.view(-1, 1, 1))
+    return partial(loss, weights=weights.view(-1, 1, 1))
+
+
+def photo_losses(loss_function, logits, masks):
+    """One loss per photo, (N,), from logits and masks, (N, K, H, W).
+
+    A loss that gives one number for the whole batch gives it for each photo.
+    """
+    losses = loss_function(logits.float(), masks)
+    return losses.expand(len(logits)) if losses.dim() == 0 else losses
 
 
 def saved_loss(checkpoint, device):
@@ -169,7 +188,7 @@ def score_batch(logits, masks, threshold=0.5, loss_function=bce):
         logits = F.interpolate(logits, masks.shape[-2:], mode="bilinear", align_corners=False)
     known = (masks[:, :1] >= 0).flatten(2)
     logits, masks = without_ignored(logits, masks)
-    loss = loss_function(logits, masks)
+    loss = photo_losses(loss_function, logits, masks)
     predicted = predicted_masks(logits, threshold).flatten(2)
     true = masks.flatten(2) > 0.5
     right = (predicted == true).all(1, keepdim=True) & known
@@ -263,32 +282,46 @@ def save_checkpoint(state, filename=CHECKPOINT):
             raise OSError(f"{error}".splitlines()[0]) from error
 
 
-def load_checkpoint(filename=CHECKPOINT, model=None):
-    """Read a checkpoint of this repository, or a classic one with `state_dict` and `optimizer`.
+def load_checkpoint(source=CHECKPOINT, model=None, must_fit=True):
+    """Read a checkpoint of this repository, or a classic one, which may hold weights alone.
 
     Args:
-        filename: the file, as untrusted input: nothing in it is run (weights_only).
-        model: a UNet that takes over the weights, if given.
+        source: a file, as untrusted input: nothing in it is run (weights_only); or the dict that
+            torch.load gave.
+        model: a module that takes over the weights, if given.
+        must_fit: whether the weights have to fit the UNet of model.py, or `model`.
 
-    Returns the dict, on the CPU, with `model` (the arguments of UNet, read off the tensors' shapes)
-    and what CLASSIC holds filled in where it is missing. Its weights are finite and those of such a
-    UNet. Raises BadInput.
+    Returns the dict, on the CPU, with finite weights in `state_dict`, the arguments of UNet in
+    `model` (read off the tensors' shapes if it stores none), and what CLASSIC holds filled in where
+    it is missing. Raises BadInput.
     """
-    checkpoint = CLASSIC | checkpoints.read_checkpoint(filename)
-    weights = checkpoint["state_dict"]
+    is_file = not isinstance(source, dict)
+    filename = source if is_file else "the checkpoint"
+    checkpoint = {"state_dict": {}}
     try:
-        arguments = checkpoint["model"] = checkpoints.network_arguments(weights)
-        with torch.device("meta"):  # takes no memory
-            UNet(**arguments).load_state_dict(dict(weights), assign=True)  # names and shapes
+        if is_file:
+            checkpoint = CLASSIC | checkpoint_files.read_checkpoint(source)
+        else:
+            checkpoint = CLASSIC | checkpoint_files.with_weights(source)
+        checkpoint["model"] = checkpoint_files.network_arguments(checkpoint)
+        weights = checkpoint["state_dict"]
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise ValueError("its weights are not finite")
-        checkpoint["classes"] = checkpoint["classes"] or class_names(arguments["out_channels"])
-        checkpoint |= checkpoints.check_facts(checkpoint)
-        if model is not None:
-            model.load_state_dict(weights)
-    except checkpoints.UNUSABLE as error:
-        reason = f"not a checkpoint of this U-Net ({checkpoints.one_line(error)})"
+        n_classes = checkpoint["model"]["out_channels"]
+        checkpoint["classes"] = checkpoint["classes"] or class_names(n_classes)
+        checkpoint |= checkpoint_files.check_facts(checkpoint)
+        with torch.device("meta"):  # takes no memory
+            network = model or UNet(**checkpoint["model"])
+        why = checkpoint_files.why_unfit(network, weights) if must_fit else None
+    except checkpoint_files.UNUSABLE as error:
+        origin = checkpoint_files.origin_of(checkpoint)
+        reason = f"not a checkpoint of this U-Net ({checkpoint_files.one_line(error)}){origin}"
         raise BadInput(filename, reason, "name another file") from None
+    if why:
+        reason = f"does not fit model.py as it is now: {why} (written by another model.py?)"
+        raise BadInput(filename, reason, "name another file, or undo the change to model.py")
+    if model is not None:
+        model.load_state_dict(weights)
     return checkpoint
 
 

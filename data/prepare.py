@@ -28,7 +28,7 @@ from PIL import Image  # noqa: E402
 from data.draw_demo import make_demo  # noqa: E402
 from dataset import split_by_car  # noqa: E402
 from support.cache import stable_hash  # noqa: E402
-from support.command_line import Parser, run_script  # noqa: E402
+from support.command_line import Parser, arguments, run_script  # noqa: E402
 from support.errors import BadInput, display_path  # noqa: E402
 from support.pairs import Pair, for_all  # noqa: E402
 from support.settings import FOLDERS  # noqa: E402
@@ -198,7 +198,7 @@ def get_args_parser():
 
 def main(argv=None):
     """Do what the flags in argv ask for; returns the exit code."""
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser().parse_args(arguments(argv))
     check_output(args.output_dir)
     if args.command == "carvana":
         if args.download:

@@ -6,10 +6,8 @@ One .npy file, uint8, holds pair after pair: the photo's pixels, then the mask's
 import contextlib
 import glob
 import hashlib
-import math
 import os
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -47,19 +45,22 @@ class Cache:
     """
 
     def __init__(self, pairs, size, channels, image_dir, cache_dir=None, labels=BINARY):
-        self.pairs, self.size, self.channels, self.labels = pairs, size, channels, labels
-        sizes = [size or photo_size(pair.photo) for pair in pairs]
-        lengths = [height * width * (channels + 1) for height, width in sizes]
-        starts = accumulate([0, *lengths[:-1]])
+        self.pairs = pairs
+        self.size = size
+        self.channels = channels
+        self.labels = labels
         self.places = {}  # {photo: (where its pixels start, its size)}
-        for pair, start, own_size in zip(pairs, starts, sizes, strict=True):
-            self.places[pair.photo] = (start, own_size)
-        self.shape = (len(pairs), lengths[0]) if size else (sum(lengths),)
+        self.length = 0  # bytes of all pairs
+        for pair in pairs:
+            height, width = size or photo_size(pair.photo)
+            self.places[pair.photo] = (self.length, (height, width))
+            self.length += height * width * (channels + 1)
         self.table = None  # the map
 
         image_dir = Path(image_dir).resolve()
         self.folder = Path(cache_dir) if cache_dir else image_dir.parent / ".cache"
-        self.prefix = f"{image_dir.name}-{self.purpose(image_dir):08x}-{self.size_in_words}-"
+        shape = f"{size[0]}x{size[1]}x{channels}" if size else f"own-sizes-x{channels}"
+        self.prefix = f"{image_dir.name}-{self.purpose(image_dir):08x}-{shape}-"
         self.path = self.folder / f"{self.prefix}{self.content_hash()}.npy"
 
     def purpose(self, image_dir):
@@ -74,12 +75,6 @@ class Cache:
             facts.append(self.labels)
         return stable_hash("\n".join(map(str, facts))) >> 32
 
-    @property
-    def size_in_words(self):
-        """The size and channels of the photos, for the file's name."""
-        shape = "own-sizes-" if self.size is None else "{}x{}".format(*self.size)
-        return f"{shape}x{self.channels}"
-
     def content_hash(self):
         """A hash of all that determines the content, but for the size of the photos."""
         key = hashlib.blake2b(repr((CACHE_FORMAT, self.labels)).encode(), digest_size=8)
@@ -93,32 +88,29 @@ class Cache:
     @property
     def exists(self):
         """Whether the file is there and whole, which a disk failure may have changed."""
-        length = NPY_HEADER + math.prod(self.shape)
-        return self.path.exists() and self.path.stat().st_size >= length
+        return self.path.exists() and self.path.stat().st_size >= NPY_HEADER + self.length
 
     def build(self):
         """Decode all pairs, unless that is done, and remove caches of the same purpose whose files
         have changed since. Raises BadInput with all files that are bad."""
         if self.exists:
             return
+        title = "decoding each photo once"
+        decoded = decode_all(self.pairs, self.size, self.channels, title, self.labels)
         remedy = "free some space, or use --cache-dir or --no-cache"
         with write_aside(self.path, remedy) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+            header = {"descr": "|u1", "fortran_order": False, "shape": (self.length,)}
             np.lib.format.write_array_header_1_0(file, header)
-            for photo, mask in self.decode():
+            for photo, mask in decoded:
                 file.write(photo.tobytes() + mask.tobytes())
         for stale in set(self.folder.glob(f"{glob.escape(self.prefix)}*.npy")) - {self.path}:
             with contextlib.suppress(OSError):
                 stale.unlink()
 
-    def decode(self):
-        """Yield each pair as read_pair gives it; see decode_all."""
-        description = "decoding each photo once"
-        return decode_all(self.pairs, self.size, self.channels, description, self.labels)
-
     def read(self, pair):
         """(photo, mask), just as read_pair(pair, size, channels, labels) gives them."""
         if self.table is None:
+            # A row for each pair in caches that earlier versions wrote.
             self.table = np.load(self.path, mmap_mode="r").view(np.ndarray).reshape(-1)
         start, (height, width) = self.places[pair.photo]
         middle = start + height * width * self.channels
@@ -133,7 +125,8 @@ class Cache:
 def decode_all(pairs, size, channels, description, labels=BINARY):
     """Yield each pair as read_pair gives it. At the end raises BadInput with all files that are
     bad, or if the masks seem to hold classes that `labels` does not name, or show no object."""
-    is_empty, counts = True, []
+    is_empty = True
+    counts = []
     mask_dir = os.path.dirname(pairs[0].mask)
     read = partial(read_pair, size=size, channels=channels, labels=labels, counts=counts)
     try:

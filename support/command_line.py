@@ -1,4 +1,4 @@
-"""From a shell to a script and back: types of flags, errors in one line, exit codes.
+"""From a shell to a script and back: its words, types of flags, errors in one line, exit codes.
 
 Exit codes: 0 done, 1 done in part, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
 """
@@ -20,6 +20,23 @@ OUT_OF_MEMORY = (
     "out of memory: try, in this order, a smaller --batch-size (in training: half of it with "
     "--accumulate 2), --checkpoint-activations, smaller --image-height and --image-width"
 )
+
+
+def arguments(argv=None):
+    """The words of a command line as text: those of argv, or without it the script's own.
+
+    Called from a notebook's cell there are none: sys.argv has those of the notebook's kernel.
+    """
+    if argv is None:
+        runs_script = hasattr(sys.modules["__main__"], "__file__")  # also with IPython's %run
+        argv = sys.argv[1:] if runs_script or not in_ipython() else []
+    return [str(word) for word in argv]
+
+
+def in_ipython():
+    """Whether this runs in a notebook or in IPython's shell."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 class Parser(argparse.ArgumentParser):

@@ -33,8 +33,11 @@ class BadInput(Exception):
 
 
 def short_path(path):
-    """The shortest form of a path that can be typed from the working directory."""
-    with contextlib.suppress(ValueError):  # it may be on another drive of Windows
+    """The shortest form of a path that can be typed from the working directory.
+
+    Anything else becomes its text, so that every BadInput can be printed.
+    """
+    with contextlib.suppress(ValueError, TypeError):  # ValueError: on another drive of Windows
         return min(str(path), os.path.relpath(path or "."), key=len)
     return str(path)
 

@@ -57,7 +57,9 @@ def check_values(counts, labels, folder):
     if labels.classes > 1 or labels.values or not counts:
         return
     pixels = sum((mask.pixels for mask in counts), Counter())
-    if not (several_solid_values(counts) or all_dark(max(pixels))):
+    highest = max(pixels)
+    all_background = 1 < highest < (128 if highest < 256 else 32768)
+    if not (all_background or several_solid_values(counts, pixels)):
         return
     values = sorted(pixels)
     shares = [f"{v} ({100 * pixels[v] / pixels.total():.1f} %)" for v in values[:LISTED]]
@@ -67,21 +69,15 @@ def check_values(counts, labels, folder):
     raise BadInput(folder, f"masks of values {', '.join(shares)}{more}", f"{classes}, or {others}")
 
 
-def several_solid_values(counts):
-    """Whether several values that are not white fill areas."""
+def several_solid_values(counts, pixels):
+    """Whether several values that are not white fill areas; `pixels` are those of all `counts`."""
     n_noisy = sum(not mask.areas for mask in counts)
     if n_noisy > len(counts) / 10:
         return False
-    pixels = sum((mask.pixels for mask in counts), Counter())
     areas = sum((mask.areas for mask in counts), Counter())
     # A mask that was a JPEG once has noise around white: 254 may fill areas, too.
     dark_enough = [value for value in pixels if value < max(pixels) - 8]
     return sum(areas[value] > pixels.total() / 10**4 for value in dark_enough) >= 2
-
-
-def all_dark(highest):
-    """Whether masks with this highest value would be background everywhere."""
-    return 1 < highest < (128 if highest < 256 else 32768)
 
 
 def class_flags(values):

@@ -11,10 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from PIL import Image
-
 from support.errors import BadInput, display_path, printable
-from support.images import FORMATS, open_image, read_photo, upright_size
+from support.images import FILE_TYPES, photo_size, read_photo
 from support.masks import BINARY, read_mask
 from support.progress import ProgressBar
 
@@ -78,12 +76,10 @@ def list_images(folder):
     """The images in a folder, {name in lower case, without file type: [paths]}. Raises BadInput."""
     if not os.path.isdir(folder):
         raise BadInput(folder, "no such folder", "check the path, or see README on the data")
-    formats = Image.registered_extensions().items()  # includes those that Pillow only writes
-    suffixes = {suffix for suffix, name in formats if name in FORMATS}
     found = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in suffixes and not stem.startswith(".") and entry.is_file():
+        if suffix.lower() in FILE_TYPES and not stem.startswith(".") and entry.is_file():
             found.setdefault(stem.lower(), []).append(entry.path)
     if not found:
         raise BadInput(folder, "holds no images", "put them there, or name another folder")
@@ -97,8 +93,7 @@ def first_names(listing):
 
 
 def match(photos, masks, mask_dir, mask_suffix):
-    """Pair two listings: (pairs, problems), as pair_up does. Raises BadInput for a bad
-    mask_suffix."""
+    """Pair two listings: (pairs, problems), as pair_up does. Raises BadInput for a bad suffix."""
     endings = MASK_ENDINGS
     if mask_suffix is not None:
         photos, masks = select(photos, masks, mask_suffix)
@@ -108,36 +103,31 @@ def match(photos, masks, mask_dir, mask_suffix):
         partners = [path for ending in endings for path in unused.pop(name + ending, [])]
         if len(paths) == len(partners) == 1:
             pairs.append(Pair(Path(paths[0]).stem, paths[0], partners[0]))
+        elif not partners:
+            reason = f"no mask in {display_path(mask_dir)}"
+            problems.append(BadInput(paths[0], reason, "add it, or remove the photo"))
         else:
-            problems.append(unpaired(paths, partners, mask_dir))
+            first, *others = sorted(paths + partners)
+            reason = f"beside {', '.join(map(display_path, others))}"
+            remedy = "one photo and one mask were expected: remove the others"
+            problems.append(BadInput(first, reason, remedy))
     if mask_suffix is None:  # with one, masks left over may belong to another folder's photos
         left_over = chain(*unused.values())
         problems += [BadInput(path, "no photo", "add it, or remove the mask") for path in left_over]
     return sorted(pairs, key=lambda pair: pair.name.lower()), problems
 
 
-def unpaired(paths, partners, mask_dir):
-    """The BadInput for photos and masks of one name that are not one of each."""
-    if not partners:
-        reason = f"no mask in {display_path(mask_dir)}"
-        return BadInput(paths[0], reason, "add it, or remove the photo")
-    first, *others = sorted(paths + partners)
-    reason = f"beside {', '.join(map(display_path, others))}"
-    return BadInput(first, reason, "one photo and one mask were expected: remove the others")
-
-
 # Patterns of names --------------------------------------------------------------------------------
 
 
 def select(photos, masks, mask_suffix):
-    """The files of two listings that fit a mask_suffix, listed by what its `*` stands for. Raises
-    BadInput for a bad mask_suffix."""
-    *photo, mask = patterns = mask_suffix.split("=")
-    if not mask or len(photo) > 1 or any(pattern.count("*") > 1 for pattern in patterns):
+    """Two listings of the files that fit a mask_suffix, by what `*` stands for. Raises BadInput."""
+    photo, _, mask = mask_suffix.rpartition("=")
+    if not mask or "=" in photo or photo.count("*") > 1 or mask.count("*") > 1:
         reason = "is neither MASK nor PHOTO=MASK with at most one * in each"
         raise BadInput(f"--mask-suffix {mask_suffix}", reason, "try _mask, or img_*=mask_*")
     masks = named_as(mask, masks)
-    return named_as(photo[0] if photo else "*", photos, set(chain(*masks.values()))), masks
+    return named_as(photo, photos, leave_out=set(chain(*masks.values()))), masks
 
 
 def named_as(pattern, listing, leave_out=()):
@@ -173,9 +163,10 @@ def guess_suffix(photos, masks, mask_dir, lead):
         smaller_by = os.path.getsize(pairs[0].photo) - os.path.getsize(pairs[0].mask)
         score = (len(pairs) - len(problems), smaller_by)  # masks are the smaller files
         if score > best_score:
+            best_score = score
             flag = f"--mask-suffix{'=' if suffix.startswith('-') else ' '}{shlex.quote(suffix)}"
             share = "all" if len(pairs) == n_photos else f"{len(pairs)} of"
-            best_score, remedy = score, f"{printable(flag)} would pair {share} {n_photos}"
+            remedy = f"{printable(flag)} would pair {share} {n_photos}"
     return remedy
 
 
@@ -190,8 +181,8 @@ def likely_suffixes(photos, masks):
             if patterns := difference(stem, others, step):
                 differences[(*patterns, file_type)] += 1
     for (photo, mask, mask_type, photo_type), _ in differences.most_common(TRIED):
-        for types in (("", ""), ("", mask_type), (photo_type, mask_type)):
-            suffix = f"{photo}{types[0]}={mask}{types[1]}".removeprefix("*=")
+        for photo_end, mask_end in (("", ""), ("", mask_type), (photo_type, mask_type)):
+            suffix = f"{photo}{photo_end}={mask}{mask_end}".removeprefix("*=")
             yield re.sub(r"(^|=)\*(?=.)", r"\1", suffix)  # a leading * may be left out
 
 
@@ -207,7 +198,8 @@ def difference(photo, masks, step):
     `masks` are stems_and_types. Returns a pattern for the photo's name, one for the mask's, and the
     mask's file type; None where the names share nothing or seem to be those of two photos.
     """
-    photo, similar = photo[::step], ("", "", "")
+    photo = photo[::step]
+    similar = ("", "", "")
     for stem, file_type in masks:
         stem = stem[::step]
         shared = os.path.commonprefix([photo, stem])
@@ -229,11 +221,11 @@ def difference(photo, masks, step):
 
 def check_header(pair):
     """Raise BadInput unless both files are images of the same size; decodes neither."""
-    with open_image(pair.photo) as photo, open_image(pair.mask) as mask:
-        photo_size, mask_size = upright_size(photo), upright_size(mask)
-    if photo_size != mask_size:
-        own_size, other_size = ("x".join(map(str, size)) for size in (photo_size, mask_size))
-        reason = f"{own_size}, but its mask {display_path(pair.mask)} is {other_size}"
+    height, width = photo_size(pair.photo)
+    mask_height, mask_width = photo_size(pair.mask)
+    if (height, width) != (mask_height, mask_width):
+        mask = f"its mask {display_path(pair.mask)} is {mask_width}x{mask_height}"
+        reason = f"{width}x{height}, but {mask}"
         raise BadInput(pair.photo, reason, "make one of them again, or remove both")
 
 

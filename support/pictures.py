@@ -27,7 +27,7 @@ def draw(photo, logits, paths, threshold, background=None, bits=8):
     """Write pictures of a photo.
 
     Args:
-        photo: path of its file.
+        photo: path of its file, or another source; see support/images.py.
         logits: (K, h, w), float32, of any size.
         paths: {kind: path to write}; kinds are mask, cutout, background, overlay, probability.
         threshold: a probability.
@@ -39,7 +39,7 @@ def draw(photo, logits, paths, threshold, background=None, bits=8):
     logits = scale(logits, photo_size(photo))  # as test.py --full-size does
     mask = find_objects(logits, threshold)
     colours = palette(len(logits)) if len(logits) > 1 else None
-    likeliest = logits.max(axis=0) if len(logits) > 1 else logits[0]  # (H, W)
+    likeliest = likeliest_class(logits)
     image = read_with_profile(photo) if paths.keys() & FROM_PHOTO else None
     if "mask" in paths:
         save_mask(mask, paths["mask"], colours)
@@ -54,10 +54,10 @@ def draw(photo, logits, paths, threshold, background=None, bits=8):
     return mask
 
 
-def read_with_profile(path):
+def read_with_profile(photo):
     """A photo as an RGB image with its colour profile, without which its colours would change."""
-    image = Image.fromarray(read_photo(path))
-    with open_image(path) as file:
+    image = Image.fromarray(read_photo(photo))
+    with open_image(photo) as file:
         if file.mode in ("RGB", "RGBA"):  # the profile of another mode does not fit RGB
             image.info["icc_profile"] = file.info.get("icc_profile")
     return image
@@ -76,6 +76,11 @@ def scale(logits, size):
     if logits.shape[1:] == tuple(size):
         return logits
     return np.stack([cv2.resize(channel, size[::-1]) for channel in logits])
+
+
+def likeliest_class(logits):
+    """Logits (H, W) of each pixel's likeliest class, of logits (K, H, W)."""
+    return logits.max(axis=0) if len(logits) > 1 else logits[0]
 
 
 def find_objects(logits, threshold):

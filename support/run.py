@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import time
 from dataclasses import field
@@ -77,6 +78,16 @@ class SaveThrottle:
         self.batches_done = batches_done
         self.ended = time.perf_counter()
         self.seconds_per_file = (self.ended - started) / n_files
+
+
+def all_arguments(network_class, given):
+    """The arguments of a network's class: those given, and the defaults of all others.
+
+    They are stored in checkpoints, so that a default that is edited later changes no older network.
+    """
+    bound = inspect.signature(network_class).bind(**given)
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 @dataclasses.dataclass

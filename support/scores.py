@@ -41,11 +41,8 @@ def label_map(masks):
 def compute_class_weights(wanted, classes, dataset):
     """The weights (K, 1, 1), float32, that --class-weights asks for. Raises BadInput.
 
-    Args:
-        wanted: the flag's words, a number for each class or ("auto",).
-        classes: the names of the K classes.
-        dataset: the training photos, a CarvanaDataset; "auto" counts its pixels, and prints the
-            weights.
+    `wanted` are the flag's words: a number for each of the K names in `classes`, or "auto", which
+    counts the pixels of `dataset`, a CarvanaDataset, and prints the weights.
     """
     if wanted == ("auto",):
         weights = balanced_weights(len(classes), dataset)

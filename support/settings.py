@@ -12,6 +12,14 @@ FOLDERS = {  # the settings that name folders, and the folders' names under --da
     "val_img_dir": "val_images",
     "val_mask_dir": "val_masks",
 }
+SHIPPED = {  # the constants of train.py that a recipe or the demo replaces, unless edited
+    "learning_rate": 1e-4,
+    "batch_size": 16,
+    "num_epochs": 10,
+    "image_height": 160,
+    "image_width": 240,
+    "features": (64, 128, 256, 512),
+}
 HELD_OUT = {"val_img_dir": None, "val_mask_dir": None}  # validation is split from training
 
 # Flags and folders --------------------------------------------------------------------------------
@@ -80,7 +88,7 @@ def choose_settings(settings_class, recipes, from_flags, from_photos, checkpoint
         from_start = recipes[recipe] | from_photos
     from_checkpoint = saved_settings(settings_class, checkpoint, from_flags)
     from_checkpoint |= network_settings(checkpoint, pretrained)
-    edited_constants = find_edited(settings_class, checkpoint, defaults)
+    edited_constants = find_edited(settings_class, checkpoint.get("constants", SHIPPED), defaults)
     # A flag counts first, then an edited constant, the checkpoint, recipe or demo, the default.
     values = defaults | from_start | from_checkpoint | edited_constants | from_flags
     chosen = check(settings_class, values)
@@ -145,10 +153,10 @@ def saved_settings(settings_class, checkpoint, from_flags):
     return kept
 
 
-def find_edited(settings_class, checkpoint, defaults):
-    """{name: value} of the defaults that have been edited since the checkpoint was written."""
+def find_edited(settings_class, constants, defaults):
+    """{name: value} of the defaults that have been edited since they were these constants."""
     edited = {}
-    for name, then in checkpoint.get("constants", {}).items():
+    for name, then in constants.items():
         if name not in defaults:
             continue
         try:

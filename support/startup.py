@@ -1,7 +1,8 @@
-"""Imported first by each script: Ctrl-C while torch is being imported leaves no traceback."""
+"""Imported first by each script: no traceback on Ctrl-C during imports, no warning of tqdm's."""
 
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,3 +22,9 @@ def is_our_script():
 
 if is_our_script() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, leave)
+
+# Without ipywidgets, the first import of tqdm.auto in a notebook warns; its bar is text then. Other
+# packages import it too.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import tqdm.auto  # noqa: F401

@@ -62,16 +62,15 @@ def check_output(folder, flag="--output-dir"):
 def move_aside(output, names):
     """Rename an earlier run's files to `*.previous`, or if that exists to `*.2.previous` and so on.
 
-    Args:
-        output: the run's folder, a Path.
-        names: the files to rename, if they exist; the pictures in `saved_images` are moved as well.
+    In the folder `output`, a Path, these are the files `names` and the pictures in `saved_images`.
     """
     pictures = output / "saved_images"
     files = [output / name for name in names if (output / name).exists()]
     drawn = list(pictures.glob("[!.]*"))
     if not files and not drawn:
         return
-    suffix, number = ".previous", 1
+    suffix = ".previous"
+    number = 1
     while any(path.with_name(path.name + suffix).exists() for path in (*files, pictures)):
         number += 1
         suffix = f".{number}.previous"

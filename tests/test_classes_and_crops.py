@@ -195,7 +195,7 @@ def test_a_weight_says_how_often_the_pixels_of_a_class_count(loss):
 def test_weights_for_other_classes_start_a_run_but_for_their_last_layer(learn, tmp_path, trained):
     weights = trained / "best_checkpoint.pth.tar"
     code, out, err = learn("run", *CLASSES, "--epochs", 1, "--lr", "1e-9", "--pretrained", weights)
-    assert code == 0 and "last layer, for 1 classes there, starts with random weights" in out, err
+    assert code == 0 and "start with random weights: final_conv.bias, final_conv.weight" in out, err
     before = utils.load_checkpoint(weights)["state_dict"]
     after = utils.load_checkpoint(tmp_path / "run" / "my_checkpoint.pth.tar")["state_dict"]
     name = "downs.0.conv.0.weight"

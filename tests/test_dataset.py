@@ -1,6 +1,7 @@
 """Transforms, the split by car, the data set, the sampler and the loaders."""
 
 from contextlib import closing
+from pathlib import Path
 
 import albumentations as A
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import write_pairs
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from dataset import (
     AUGMENTATIONS,
@@ -176,6 +178,96 @@ def test_a_sampler_resumes_within_an_epoch():
     assert list(sampler) == whole[4:] and len(sampler) == 6
 
 
+def epochs_of(loader, number=2):
+    """The images of so many epochs, each (N, C, H, W), in the order of the photos."""
+    return [torch.cat([images for images, _ in loader]) for _ in range(number)]
+
+
+def ramps(folder, number=8):
+    """A data set of the same photo several times, rotated by whatever is drawn for each."""
+    (folder / "photos").mkdir(), (folder / "masks").mkdir()
+    photo = Image.linear_gradient("L").resize((32, 32))
+    for index in range(number):
+        photo.save(folder / "photos" / f"{index}.png")
+        photo.point(lambda value: value // 128 * 255).save(folder / "masks" / f"{index}.png")
+    transform = A.Compose([A.Rotate(limit=90, p=1.0), A.pytorch.ToTensorV2()])
+    return CarvanaDataset(folder / "photos", folder / "masks", transform)
+
+
+@pytest.mark.parametrize("workers, persistent", [(0, False), (2, False), (2, True)])
+def test_a_plain_data_loader_augments_afresh_in_each_epoch_and_worker(
+    tmp_path, workers, persistent
+):
+    loader = DataLoader(
+        ramps(tmp_path),
+        2,
+        num_workers=workers,
+        persistent_workers=persistent,
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    images = torch.cat(epochs_of(loader))
+    assert len({image.numpy().tobytes() for image in images}) == len(images) == 16
+
+
+def test_manual_seed_repeats_what_a_plain_data_loader_draws(tmp_path):
+    loader = DataLoader(ramps(tmp_path), 2, shuffle=True)
+    torch.manual_seed(5)
+    first = epochs_of(loader)
+    torch.manual_seed(5)
+    assert all(torch.equal(a, b) for a, b in zip(first, epochs_of(loader), strict=True))
+
+
+def test_crops_are_drawn_afresh_too(folders):
+    photos = CarvanaDataset(*folders, crop=16)
+    assert len({photos[0][0].numpy().tobytes() for _ in range(8)}) > 1
+
+
+def test_items_without_randomness_take_no_random_number(folders):
+    before = torch.get_rng_state()
+    photos = CarvanaDataset(*folders, size=(32, 48))
+    assert torch.equal(photos[1][0], photos[1][0])
+    assert torch.equal(torch.get_rng_state(), before), "validation changes nothing in training"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_get_loaders_moves_on_by_an_epoch_by_itself(folders, workers):
+    loader, _ = get_loaders(*folders, None, None, 3, num_workers=workers, size=(32, 48))
+    with closing(loader):
+        first, second = epochs_of(loader)
+        loader.sampler.set_epoch(0)
+        again = epochs_of(loader)
+        assert torch.equal(first, again[0]) and torch.equal(second, again[1])
+        loader.sampler.set_epoch(1)
+        assert torch.equal(second, epochs_of(loader, 1)[0])
+    assert not torch.equal(first, second)
+
+
+def test_each_iteration_of_a_sampler_has_another_order():
+    sampler = EpochSampler(10, seed=3)
+    epochs = [list(sampler) for _ in range(3)]
+    assert [{epoch for epoch, _ in keys} for keys in epochs] == [{0}, {1}, {2}]
+    assert len({tuple(index for _, index in keys) for keys in epochs}) == 3
+    sampler.set_epoch(7, start=4)
+    assert [len(list(sampler)) for _ in range(2)] == [6, 10], "the start counts for one epoch"
+    assert next(iter(sampler))[0] == 9
+
+
+def test_a_plain_data_loaders_worker_names_the_bad_photo(folders):
+    photos = CarvanaDataset(*folders)
+    Path(photos.pairs[0].photo).write_bytes(b"no photo")
+    loader = DataLoader(photos, 2, num_workers=1, multiprocessing_context="forkserver")
+    with pytest.raises(RuntimeError, match=f"{photos.names[0]}.jpg: cannot be read"):
+        list(loader)
+
+
 def test_validation_photos_of_their_own_are_used(folders, data):
     loaders = get_loaders(*folders, *write_pairs(data, 2, side="val", seed=9), 4, size=(16, 24))
     assert [(len(loader.dataset), len(list(loader))) for loader in loaders] == [(10, 3), (4, 1)]
+
+
+def test_validation_takes_no_random_numbers(folders):
+    _, val_loader = get_loaders(*folders, None, None, 2, size=(16, 24))
+    before = torch.get_rng_state()
+    for _ in val_loader:
+        val_loader.dataset[0]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -130,8 +130,9 @@ def test_the_processes_batches_together_are_those_of_one(monkeypatch, length, st
         monkeypatch.setattr("dataset.world_size", lambda: processes)
         sampler = EpochSampler(length, seed=1)
         sampler.set_epoch(4, start)
-        assert len(list(sampler)) == len(sampler)
-        return list(sampler)
+        keys = list(sampler)
+        assert len(keys) == len(sampler)
+        return keys
 
     whole, parts = drawn(0, 1), [drawn(process, 3) for process in range(3)]
     assert {index for _, index in whole} <= set(range(length)) and len(whole) == length - start

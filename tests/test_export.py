@@ -75,6 +75,7 @@ def test_the_file_knows_classes_and_tiles(call, checkpoint, photos, tmp_path, fl
     for name in ("final_conv.weight", "final_conv.bias"):
         tensor = state["state_dict"][name]
         state["state_dict"][name] = torch.cat([tensor, -tensor])
+    state["model"]["out_channels"] = 2
     two, file = tmp_path / "two.pth.tar", tmp_path / "two.onnx"
     save_checkpoint(state | {"classes": ["sky", "road"], "crop": 40, "image_size": [40, 40]}, two)
     assert call(export.main, photos, "--checkpoint", two, "--output", file)[0] == 0

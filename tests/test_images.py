@@ -1,14 +1,17 @@
 """Reading photos and masks of every kind."""
 
 import contextlib
+import io
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from support import images
 from support.errors import BadInput
-from support.images import read_photo
+from support.images import photo_size, read_photo
 from support.mask_values import check_values
 from support.masks import IGNORED, Labels, read_mask
 
@@ -77,6 +80,76 @@ def test_photos_of_every_kind_become_upright_rgb_or_grey(tmp_path, name, image, 
 def test_grey_of_16_bits_is_scaled_to_8(tmp_path):
     path = save(tmp_path / "deep.png", np.full((20, 40), 30000, np.uint16))
     assert (read_photo(path) == 116).all() and (read_photo(path, channels=1) == 116).all()
+
+
+def test_arrays_are_grey_rgb_or_rgba(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    grey = rgb[..., 0]
+    rgba = np.dstack([rgb, grey])
+    assert np.array_equal(read_photo(rgb), rgb) and np.array_equal(read_photo(rgba), rgb)
+    assert np.array_equal(read_photo(grey), np.dstack([grey] * 3))
+    assert np.array_equal(read_photo(grey, channels=1)[..., 0], grey)
+    path = save(tmp_path / "a.png", rgb)
+    assert np.array_equal(read_photo(rgb[:, ::-1][:, ::-1], (7, 9)), read_photo(path, (7, 9)))
+    assert photo_size(rgb) == photo_size(grey) == photo_size(rgba) == (20, 40)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_image_is_turned_upright_and_stays_as_it_is(tmp_path, name, loaded):
+    path = save(tmp_path / name, RED, exif=exif(6))
+    with Image.open(path) as image:
+        if loaded:
+            image.load()
+        size = image.size
+        assert photo_size(image) == photo_size(path) == (40, 20)
+        assert np.array_equal(read_photo(image), read_photo(path))
+        if loaded or name != "a.tif":  # decoding turns a TIFF
+            assert image.size == size
+        assert image.convert("RGB").getpixel((0, 0))  # it is open still
+
+
+def test_a_file_is_read_from_its_start_and_stays_open(tmp_path):
+    path = save(tmp_path / "a.png", RED)
+    with open(path, "rb") as file:
+        file.read(5)
+        for _ in range(2):
+            assert np.array_equal(read_photo(file), read_photo(path))
+        assert not file.closed
+
+
+class Odd(io.BytesIO):
+    name = "od\nd"
+
+
+@pytest.mark.parametrize(
+    "source, told",
+    [
+        (np.zeros((4, 6, 5), np.uint8), "the array (4, 6, 5) of uint8: not a photo: pass (H, W)"),
+        (np.zeros((3, 4, 6), np.float32), "the array (3, 4, 6) of float32: not a photo: pass (H"),
+        (np.zeros((0, 6), np.uint8), "the array (0, 6) of uint8: not a photo: pass (H, W)"),
+        (np.array(None), "the array () of object: not a photo: pass (H, W)"),
+        (b"", "these bytes: cannot be read as an image (not an image): check where"),
+        (memoryview(b"text"), "these bytes: cannot be read as an image (not an image): check"),
+        (io.BytesIO(b"text"), "the open file: cannot be read as an image (not an image): check"),
+        (Odd(b"text"), "the open file od\\nd: cannot be read as an image (not an image): check"),
+        (io.StringIO("text"), "the open file: not a photo: pass a path, bytes, a file opened with"),
+        (Image.new("F", (6, 4)), "the image: floating-point pixels: save it with 8 bits"),
+        (torch.zeros(3, 4, 6), "this Tensor: not a photo: pass a path, bytes, a file opened with"),
+        (None, "this NoneType: not a photo: pass a path"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_what_is_no_photo_is_refused_in_a_line_that_can_be_printed(source, told):
+    with pytest.raises(BadInput) as caught:
+        read_photo(source, (2, 3))
+    assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+@pytest.mark.parametrize("place", [np.zeros((2, 2)), 7, b"a", ["a"], Image.new("L", (1, 1))])
+def test_a_message_about_anything_can_be_printed(place):
+    assert str(BadInput(place, "is odd", "mend it")).endswith(": is odd: mend it")
 
 
 # Masks

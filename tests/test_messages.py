@@ -163,7 +163,6 @@ CASES = [
     (RESUME, NO_STATE, cut, NET),
     (f"{RESUME} --features 8", "--features | the checkpoint's network has (4, 8) | leave it out"),
     (RESUME, NO_RUN, change, {"history": [{}]}),
-    (RESUME, NO_RUN, change, {"optimizer": {"state": {0: {}}}}),
     (RESUME, NO_RUN, change, {"part": {"step": 1}}),
     (RESUME, NO_RUN, change, {"progress": {"n_photos": 2, "photos_done": 3, "batches_done": 1}}),
     # Scripts

@@ -1,16 +1,20 @@
+import io
+import os
+import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused
+from conftest import ROOT, assert_refused
 from PIL import Image
 
 import predict
 import test as evaluation
 import utils
 from predict import Predictor
+from support.errors import BadInput
 from support.images import photo_size, read_photo
 from support.masks import Labels, read_mask
 from utils import BEST_CHECKPOINT, CHECKPOINT, SHIPPED, save_checkpoint
@@ -46,6 +50,76 @@ def test_a_file_goes_in_and_a_mask_of_its_own_size_comes_out(network, photo):
     own_size = Predictor(network, "cpu", height=48, width=72)
     assert ((own_size.mask(photo) > 0) == bright).mean() > 0.999  # nothing was scaled
     assert Predictor(network, "cpu", width=72).size == (160, 72)
+
+
+def pipe(path):
+    """A file's bytes as a stream that can be read only once."""
+    reader, writer = os.pipe()
+    with open(writer, "wb") as file:
+        file.write(path.read_bytes())
+    return open(reader, "rb")
+
+
+SOURCES = {
+    "text": str,
+    "bytes": lambda path: path.read_bytes(),
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "file": lambda path: path.open("rb"),
+    "memory": lambda path: io.BytesIO(path.read_bytes()),
+    "pipe": pipe,
+    "image": Image.open,
+    "array": read_photo,
+    "rgba": lambda path: np.pad(read_photo(path), ((0, 0), (0, 0), (0, 1))),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_a_photo_gives_the_same_whatever_it_comes_from(network, photo, tmp_path, source):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    Image.open(photo).save(path, exif=turned)
+    predictor = Predictor(network, "cpu")
+    mask = predictor.mask(path)
+    assert mask.shape == (72, 48)
+    for method in (predictor.mask, predictor.probabilities, predictor.cutout):
+        given = source(path)
+        assert np.array_equal(np.asarray(method(given)), np.asarray(method(path)))
+        if hasattr(given, "close"):
+            given.close()
+    given = source(path)
+    assert all(np.array_equal(found, mask) for found in predictor.masks([given, path, given][:2]))
+    if hasattr(given, "close"):
+        given.close()
+
+
+def test_several_masks_are_those_of_each_photo_at_its_own_size(network, photos, two_classes):
+    paths = sorted(photos.iterdir())[:4]
+    small = read_photo(paths[0])[:20, :30]
+    sources = [paths[0], small, Image.open(paths[1]), *paths[2:], small]
+    for checkpoint in (network, *two_classes):
+        predictor = Predictor(checkpoint, "cpu")
+        masks = predictor.masks(iter(sources), batch_size=4)
+        shapes = [(48, 72), (20, 30), (48, 72), (48, 72), (48, 72), (20, 30)]
+        assert [mask.shape for mask in masks] == shapes
+        for mask, source in zip(masks, sources, strict=True):
+            assert (mask == predictor.mask(source)).mean() > 0.999  # batches round differently
+    assert predictor.masks([]) == []
+    with pytest.raises(BadInput, match="nowhere.jpg: no such file"):
+        predictor.masks([paths[0], "nowhere.jpg"])
+
+
+def test_a_cutout_is_the_photo_with_its_background_transparent(run, network, photo):
+    predictor = Predictor(network, "cpu")
+    for threshold in (0.5, 0.51):
+        cutout, mask = predictor.cutout(photo, threshold), predictor.mask(photo, threshold)
+        assert cutout.mode == "RGBA" and cutout.size == (72, 48)
+        assert np.array_equal(np.asarray(cutout)[..., :3], read_photo(photo))
+        clear = abs(predictor.probabilities(photo) - threshold) > 0.01
+        assert np.array_equal(np.asarray(cutout)[clear, 3] > 127, mask[clear] > 0)
+    run(photo, "--cutout")
+    with Image.open(f"predictions/{photo.stem}_cutout.png") as written:
+        assert np.array_equal(np.asarray(written), np.asarray(predictor.cutout(photo)))
 
 
 @pytest.mark.parametrize("threshold", [0, 0.51, 1])
@@ -274,3 +348,40 @@ def test_photos_that_were_never_seen_get_masks_of_cars(run, carvana):
         assert mask.shape == (1280, 1918)
         assert 0.08 < mask.mean() / 255 < 0.42  # as masks of this challenge do
         assert mask[:200].mean() < 2.5 and mask[-100:].mean() < 2.5
+
+
+# The page docs/predicting.md
+
+
+def block_of_page(heading):
+    """The Python code under a heading of the page."""
+    page = (ROOT / "docs" / "predicting.md").read_text()
+    return re.search(f"^## {heading}$.*?```python\n(.*?)```", page, re.M | re.S)[1]
+
+
+def test_the_pages_lines_of_python_run(network, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "ROOT", tmp_path)
+    network.rename(BEST_CHECKPOINT)
+    Image.open(photo).save("car.jpg")
+    found = {}
+    exec(block_of_page("From Python"), found)
+    assert len(found["masks"]) == 3
+    assert all((mask == found["mask"]).mean() > 0.999 for mask in found["masks"])
+    with Image.open("car_cutout.png") as cutout:
+        assert cutout.mode == "RGBA" and cutout.size == (72, 48)
+
+
+@pytest.mark.slow
+def test_the_pages_five_lines_of_onnxruntime_run(network, photo, tmp_path, monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is in requirements-extra.txt")
+    from tools import export
+
+    monkeypatch.chdir(tmp_path)
+    Image.open(photo).save("car.jpg", quality=95)
+    assert export.main(["--checkpoint", network]) == 0
+    exec(block_of_page("Export to ONNX"), {})
+    with Image.open("car_mask.png") as mask:
+        same = (np.asarray(mask) > 0) == (Predictor(network, "cpu").mask("car.jpg") > 0)
+    assert same.shape == (48, 72) and same.mean() > 0.98

@@ -17,7 +17,7 @@ import support.startup  # noqa: E402, F401
 # isort: split
 
 from predict import Predictor  # noqa: E402
-from support.command_line import Parser, run_script  # noqa: E402
+from support.command_line import Parser, arguments, run_script  # noqa: E402
 from support.errors import BadInput  # noqa: E402
 from support.pictures import draw  # noqa: E402
 
@@ -97,7 +97,7 @@ def make_page(gr, predictor):
 
 def main(argv=None):
     """Serve the page until Ctrl-C; return the exit code."""
-    args = get_args_parser().parse_args(argv if argv is None else [str(word) for word in argv])
+    args = get_args_parser().parse_args(arguments(argv))
     predictor = Predictor(args.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         # Set before gradio is imported: photos go into a folder that is removed, and gradio does

@@ -39,7 +39,7 @@ from dataset import (
 )  # noqa: E402  # noqa: E402
 from model import UNet  # noqa: E402
 from support.cache import Cache  # noqa: E402
-from support.command_line import Parser, run_script, whole_number  # noqa: E402
+from support.command_line import Parser, arguments, run_script, whole_number  # noqa: E402
 from support.flags import check  # noqa: E402
 from support.loading import default_workers, make_loader  # noqa: E402
 from support.pairs import find_pairs  # noqa: E402
@@ -179,7 +179,7 @@ def main(argv=None):
     about = f"{__doc__.splitlines()[0]} All other flags are train.py's."
     parser = Parser(prog="bench.py", description=about, allow_abbrev=False)
     parser.add_argument("--photos", type=whole_number(1, 10**6), metavar="N", help="the first N")
-    words = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = arguments(argv)
     args, flags = parser.parse_known_args(words)
     from_flags = read_flags(train.Settings, flags, prog="bench.py")
     recipe = train.RECIPES[check(train.Settings, from_flags).recipe]

@@ -33,7 +33,13 @@ from PIL import Image, ImageDraw  # noqa: E402
 
 from dataset import car_id, split_by_car  # noqa: E402
 from support.cache import decode_all  # noqa: E402
-from support.command_line import Parser, regular_expression, run_script, whole_number  # noqa: E402
+from support.command_line import (  # noqa: E402
+    Parser,
+    arguments,
+    regular_expression,
+    run_script,
+    whole_number,
+)
 from support.errors import BadInput, printable  # noqa: E402
 from support.flags import class_names  # noqa: E402
 from support.mask_checks import find_odd_masks, measure  # noqa: E402
@@ -295,7 +301,7 @@ def folders_of(args):
 
 def main(argv=None):
     """Check what the flags in argv name; returns the exit code."""
-    args = get_args_parser().parse_args(argv)
+    args = get_args_parser().parse_args(arguments(argv))
     folders = folders_of(args)
     classes = class_names(args.classes)
     labels = Labels(len(classes), tuple(args.mask_value), args.ignore)

@@ -37,7 +37,7 @@ from torch import nn  # noqa: E402
 import utils  # noqa: E402
 from data.draw_demo import draw_car  # noqa: E402
 from predict import Predictor, find_photos  # noqa: E402
-from support.command_line import Parser, run_script  # noqa: E402
+from support.command_line import Parser, arguments, run_script  # noqa: E402
 from support.errors import BadInput, display_path  # noqa: E402
 from support.networks import load_onnx  # noqa: E402
 from support.pictures import find_objects, sigmoid  # noqa: E402
@@ -214,7 +214,7 @@ def export_onnx(checkpoint, args, network):
 
 def main(argv=None):
     """Write the file that the flags in argv name; return the exit code."""
-    args = get_args_parser().parse_args(argv if argv is None else [str(word) for word in argv])
+    args = get_args_parser().parse_args(arguments(argv))
     if args.output.suffix not in (".onnx", ".pth") or args.output.is_dir():
         raise BadInput(args.output, "neither .onnx nor .pth", "name such a file with --output")
     check_output(args.output.parent, "--output")

@@ -22,7 +22,7 @@ import train  # noqa: E402
 import utils  # noqa: E402
 from dataset import split_by_car  # noqa: E402
 from support import distributed  # noqa: E402
-from support.command_line import Parser, run_script  # noqa: E402
+from support.command_line import Parser, arguments, run_script  # noqa: E402
 from support.errors import BadInput, display_path, short_path  # noqa: E402
 from support.flags import check  # noqa: E402
 from support.pairs import pair_up  # noqa: E402
@@ -97,7 +97,7 @@ def count_training_photos(from_flags):
 
 def main(argv=None):
     """Train all stages, as the flags in argv say; returns the exit code."""
-    argv = [str(word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = arguments(argv)
     args, flags = get_args_parser().parse_known_args(argv)
     from_flags = read_flags(train.Settings, flags)
     output = Path(from_flags.get("output_dir", train.ROOT / "runs" / "recipe"))
