@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from functools import partial
 
 import pytest
 import torch
@@ -147,13 +148,21 @@ def steps(kind, change, forget=False):
     return weight
 
 
-@pytest.mark.parametrize("kind", train.OPTIMIZERS)
+@pytest.mark.parametrize("kind", [*train.OPTIMIZERS, "sgd", "rmsprop"])
 def test_an_optimizers_state_is_taken_over_in_any_memory_layout_and_no_other_shape(kind):
     turned = steps(kind, lambda value: value.mT.contiguous().mT if value.dim() else value)
     assert torch.equal(turned, steps(kind, lambda value: value))
     fresh = steps(kind, lambda value: value, forget=True)
     for change in (lambda value: value.flatten()[:2], lambda value: torch.zeros(7)):
         assert torch.equal(steps(kind, change), fresh), "with a state that does not fit"
+
+
+@pytest.fixture(autouse=True)
+def more_optimizers(monkeypatch):
+    """Optimizers that people add, by one line each."""
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    monkeypatch.setitem(train.OPTIMIZERS, "sgd", sgd)
+    monkeypatch.setitem(train.OPTIMIZERS, "rmsprop", torch.optim.RMSprop)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, request):
