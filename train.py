@@ -194,13 +194,17 @@ class Settings:
 # The run ------------------------------------------------------------------------------------------
 
 
-def make_run(settings, device):
-    """Return a new Run, whose weights are initialized from the seed."""
+def make_run(settings, device, stored_arguments=None):
+    """Return a new Run, whose weights are initialized from the seed.
+
+    stored_arguments: those of UNet in the checkpoint to resume, which count where they differ.
+    """
     torch.manual_seed(settings.seed)
     arguments = {
         "in_channels": settings.in_channels,
         "out_channels": len(settings.classes),
         "features": list(settings.features),
+        **(stored_arguments or {}),
         "checkpoint_activations": settings.checkpoint_activations,
     }
     model = UNet(**arguments)
@@ -516,7 +520,7 @@ def main(argv=None, resume_command=None):
         checkpoint, pretrained = load_checkpoints(call)
         from_data = {} if "settings" in checkpoint else settings_from_data(from_flags)
         settings = choose_settings(Settings, RECIPES, from_flags, from_data, checkpoint, pretrained)
-        run = make_run(settings, device)
+        run = make_run(settings, device, checkpoint.get("model"))
         latest = run.output_dir / CHECKPOINT
         check_output(run.output_dir)
         if pretrained:

@@ -81,9 +81,17 @@ def unpack(checkpoint, run, filename):
 def take_normalization(run, checkpoint):
     """Take over the normalization that a checkpoint's weights were trained with."""
     saved = checkpoint["normalization"]
-    if saved != run.normalization:
+    if as_lists(saved) != as_lists(run.normalization):
         print(f"normalization: the checkpoint's counts, {saved}, instead of {run.normalization}")
     run.normalization = saved
+
+
+def as_lists(normalization):
+    """A normalization whose tuples are lists, for comparing."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in normalization.items()
+    }
 
 
 def load_optimizer(optimizer, saved):

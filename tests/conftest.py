@@ -26,6 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NETWORK = ["--features", "4", "8", "--batch-size", "4", "--lr", "1e-2", "--device", "cpu"]
 SMALL = [*NETWORK, "--image-height", "32", "--image-width", "48"]
 
+# A background job ignores Ctrl-C, and so would all processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 torch.set_num_threads(1)  # on which networks as small as these are fastest
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}  # of processes that tests start
 
@@ -165,8 +168,6 @@ def assert_same_run(a, b):
 
 def start(data, run, *flags):
     """Train in a process of its own, a Popen."""
-    # Where the tests run as a background job Ctrl-C is ignored, and children would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, ROOT / "train.py", "--data-dir", data, "--output-dir", run, *SMALL]
     command += map(str, flags)
     pipe = subprocess.PIPE
